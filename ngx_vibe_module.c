@@ -1,0 +1,923 @@
+
+/*
+ * ngx_http_vibe_module: the directives, the configuration, where the rooms
+ * of src/ are hooked into nginx.  Nothing else.
+ *
+ * The floors; calls go downwards only:
+ *
+ *   6  this file
+ *   5  data (which hands over to) write, query, expand
+ *   4  mirror, database, sequence, global, caller
+ *   3  lookup, bulk, index, answer, subrequest
+ *   2  acl, copy, document, find, selector, jwt, revoked
+ *   1  json, id, file
+ */
+
+
+#include "ngx_http_vibe.h"
+#include "ngx_http_vibe_answer.h"
+#include "ngx_http_vibe_data.h"
+#include "ngx_http_vibe_file.h"
+#include "ngx_http_vibe_index.h"
+#include "ngx_http_vibe_selector.h"
+
+
+/* bytes of a file of credentials, and of a name in the environment */
+#define NGX_HTTP_VIBE_CREDENTIALS_MAX  1024
+
+/* with the SHA-256 of a DID behind it, a database's name must be one still */
+#define NGX_HTTP_VIBE_DB_PREFIX_MAX    (NGX_HTTP_VIBE_DB_MAX - 64)
+
+
+static ngx_int_t ngx_http_vibe_header_filter(ngx_http_request_t *r);
+static ngx_int_t ngx_http_vibe_body_filter(ngx_http_request_t *r,
+    ngx_chain_t *in);
+
+static char *ngx_http_vibe_couchdb(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static char *ngx_http_vibe_credentials(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static char *ngx_http_vibe_credentials_file(ngx_conf_t *cf, ngx_str_t *file,
+    ngx_str_t *text);
+static char *ngx_http_vibe_index(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static ngx_int_t ngx_http_vibe_index_add(ngx_conf_t *cf,
+    ngx_http_vibe_main_conf_t *vmcf, ngx_str_t *collection, ngx_str_t *fields,
+    ngx_uint_t n);
+static char *ngx_http_vibe_jwt_key(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static char *ngx_http_vibe_revoked_file(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static char *ngx_http_vibe_origins(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static char *ngx_http_vibe_db_prefix(ngx_conf_t *cf, void *post, void *data);
+static char *ngx_http_vibe_data(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+
+static void *ngx_http_vibe_create_main_conf(ngx_conf_t *cf);
+static char *ngx_http_vibe_init_main_conf(ngx_conf_t *cf, void *conf);
+static void *ngx_http_vibe_create_loc_conf(ngx_conf_t *cf);
+static char *ngx_http_vibe_merge_loc_conf(ngx_conf_t *cf, void *parent,
+    void *child);
+static ngx_int_t ngx_http_vibe_preconfiguration(ngx_conf_t *cf);
+static ngx_int_t ngx_http_vibe_postconfiguration(ngx_conf_t *cf);
+
+
+static ngx_conf_post_t  ngx_http_vibe_db_prefix_post = {
+    ngx_http_vibe_db_prefix
+};
+
+static ngx_conf_num_bounds_t  ngx_http_vibe_max_docs_bounds = {
+    ngx_conf_check_num_bounds, 1, 10000
+};
+
+static ngx_conf_num_bounds_t  ngx_http_vibe_max_limit_bounds = {
+    ngx_conf_check_num_bounds, 1, 10000
+};
+
+static ngx_conf_num_bounds_t  ngx_http_vibe_own_indexes_bounds = {
+    ngx_conf_check_num_bounds, 0, 100
+};
+
+
+static ngx_command_t  ngx_http_vibe_commands[] = {
+
+    { ngx_string("vibe_couchdb"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_http_vibe_couchdb,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("vibe_credentials"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_http_vibe_credentials,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("vibe_index"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_2MORE,
+      ngx_http_vibe_index,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("vibe_max_response"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_size_slot,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      offsetof(ngx_http_vibe_main_conf_t, max_response),
+      NULL },
+
+    { ngx_string("vibe_data"),
+      NGX_HTTP_LOC_CONF|NGX_CONF_NOARGS,
+      ngx_http_vibe_data,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("vibe_token"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_http_set_complex_value_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_vibe_loc_conf_t, token),
+      NULL },
+
+    { ngx_string("vibe_did"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_http_set_complex_value_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_vibe_loc_conf_t, did),
+      NULL },
+
+    { ngx_string("vibe_db"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_http_set_complex_value_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_vibe_loc_conf_t, db),
+      NULL },
+
+    { ngx_string("vibe_db_prefix"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_str_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_vibe_loc_conf_t, db_prefix),
+      &ngx_http_vibe_db_prefix_post },
+
+    { ngx_string("vibe_anonymous"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_FLAG,
+      ngx_conf_set_flag_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_vibe_loc_conf_t, anonymous),
+      NULL },
+
+    { ngx_string("vibe_jwt_key"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE12,
+      ngx_http_vibe_jwt_key,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("vibe_jwt_issuer"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_str_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_vibe_loc_conf_t, jwt.issuer),
+      NULL },
+
+    { ngx_string("vibe_jwt_audience"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_str_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_vibe_loc_conf_t, jwt.audience),
+      NULL },
+
+    { ngx_string("vibe_jwt_leeway"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_sec_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_vibe_loc_conf_t, jwt.leeway),
+      NULL },
+
+    { ngx_string("vibe_revoked"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_http_vibe_revoked_file,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("vibe_origins"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_1MORE,
+      ngx_http_vibe_origins,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("vibe_max_docs"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_num_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_vibe_loc_conf_t, max_docs),
+      &ngx_http_vibe_max_docs_bounds },
+
+    { ngx_string("vibe_max_limit"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_num_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_vibe_loc_conf_t, max_limit),
+      &ngx_http_vibe_max_limit_bounds },
+
+    { ngx_string("vibe_own_indexes"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_num_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_vibe_loc_conf_t, own_indexes),
+      &ngx_http_vibe_own_indexes_bounds },
+
+    { ngx_string("vibe_global_regex"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_FLAG,
+      ngx_conf_set_flag_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_vibe_loc_conf_t, global_regex),
+      NULL },
+
+      ngx_null_command
+};
+
+
+static ngx_http_module_t  ngx_http_vibe_module_ctx = {
+    ngx_http_vibe_preconfiguration,        /* preconfiguration */
+    ngx_http_vibe_postconfiguration,       /* postconfiguration */
+
+    ngx_http_vibe_create_main_conf,        /* create main configuration */
+    ngx_http_vibe_init_main_conf,          /* init main configuration */
+
+    NULL,                                  /* create server configuration */
+    NULL,                                  /* merge server configuration */
+
+    ngx_http_vibe_create_loc_conf,         /* create location configuration */
+    ngx_http_vibe_merge_loc_conf           /* merge location configuration */
+};
+
+
+ngx_module_t  ngx_http_vibe_module = {
+    NGX_MODULE_V1,
+    &ngx_http_vibe_module_ctx,             /* module context */
+    ngx_http_vibe_commands,                /* module directives */
+    NGX_HTTP_MODULE,                       /* module type */
+    NULL,                                  /* init master */
+    NULL,                                  /* init module */
+    NULL,                                  /* init process */
+    NULL,                                  /* init thread */
+    NULL,                                  /* exit thread */
+    NULL,                                  /* exit process */
+    NULL,                                  /* exit master */
+    NGX_MODULE_V1_PADDING
+};
+
+
+static ngx_http_variable_t  ngx_http_vibe_variables[] = {
+
+    { ngx_string("vibe_couchdb_url"), NULL, ngx_http_vibe_subrequest_url, 0,
+      NGX_HTTP_VAR_NOCACHEABLE|NGX_HTTP_VAR_NOHASH, 0 },
+
+    { ngx_string("vibe_couchdb_authorization"), NULL,
+      ngx_http_vibe_subrequest_authorization, 0,
+      NGX_HTTP_VAR_NOCACHEABLE|NGX_HTTP_VAR_NOHASH, 0 },
+
+      ngx_http_null_variable
+};
+
+
+static ngx_http_output_header_filter_pt  ngx_http_next_header_filter;
+static ngx_http_output_body_filter_pt    ngx_http_next_body_filter;
+
+
+static ngx_int_t
+ngx_http_vibe_header_filter(ngx_http_request_t *r)
+{
+    ngx_http_vibe_ctx_t       *ctx;
+    ngx_http_vibe_loc_conf_t  *vlcf;
+
+    ctx = ngx_http_get_module_ctx(r, ngx_http_vibe_module);
+
+    if (ctx != NULL && ctx->capture != NULL) {
+        return ngx_http_vibe_subrequest_header(ctx->capture, r);
+    }
+
+    vlcf = ngx_http_get_module_loc_conf(r, ngx_http_vibe_module);
+
+    if (r != r->main || !vlcf->data) {
+        return ngx_http_next_header_filter(r);
+    }
+
+    if (ctx == NULL) {
+
+        /* nginx has refused the request before it came to the handler */
+
+        ctx = ngx_pcalloc(r->pool, sizeof(ngx_http_vibe_ctx_t));
+        if (ctx == NULL) {
+            return NGX_ERROR;
+        }
+
+        ngx_http_set_ctx(r, ctx, ngx_http_vibe_module);
+    }
+
+    if (ngx_http_vibe_answer_header(r, ctx) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    return ngx_http_next_header_filter(r);
+}
+
+
+static ngx_int_t
+ngx_http_vibe_body_filter(ngx_http_request_t *r, ngx_chain_t *in)
+{
+    ngx_chain_t          *page;
+    ngx_http_vibe_ctx_t  *ctx;
+
+    ctx = ngx_http_get_module_ctx(r, ngx_http_vibe_module);
+
+    if (ctx == NULL) {
+        return ngx_http_next_body_filter(r, in);
+    }
+
+    if (ctx->capture != NULL) {
+        return ngx_http_vibe_subrequest_body(ctx->capture, r, in);
+    }
+
+    if (!ctx->replace || in == NULL) {
+        return ngx_http_next_body_filter(r, in);
+    }
+
+    ctx->replace = 0;
+
+    if (ngx_http_vibe_answer_page(r, &page) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    return ngx_http_next_body_filter(r, page);
+}
+
+
+static char *
+ngx_http_vibe_couchdb(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_vibe_main_conf_t *vmcf = conf;
+
+    size_t      scheme;
+    ngx_str_t  *value;
+    ngx_url_t   u;
+
+    if (vmcf->url.len) {
+        return "is duplicate";
+    }
+
+    value = cf->args->elts;
+
+    ngx_memzero(&u, sizeof(ngx_url_t));
+
+    if (ngx_strncasecmp(value[1].data, (u_char *) "http://", 7) == 0) {
+        scheme = 7;
+        u.default_port = 80;
+
+    } else if (ngx_strncasecmp(value[1].data, (u_char *) "https://", 8) == 0) {
+        scheme = 8;
+        u.default_port = 443;
+
+    } else {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"vibe_couchdb\" must begin with \"http://\" "
+                           "or \"https://\"");
+        return NGX_CONF_ERROR;
+    }
+
+    vmcf->url = value[1];
+
+    while (vmcf->url.len > scheme
+           && vmcf->url.data[vmcf->url.len - 1] == '/')
+    {
+        vmcf->url.len--;
+    }
+
+    if (ngx_strlchr(value[1].data, value[1].data + value[1].len, '@')) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "the user of \"vibe_couchdb\" belongs into "
+                           "\"vibe_credentials\"");
+        return NGX_CONF_ERROR;
+    }
+
+    if (ngx_strlchr(vmcf->url.data + scheme, vmcf->url.data + vmcf->url.len,
+                    '/'))
+    {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"vibe_couchdb\" may not have a path");
+        return NGX_CONF_ERROR;
+    }
+
+    /*
+     * An upstream of this name, or one made of the address: resolved now, so
+     * that the location's proxy_pass finds it and needs no resolver.
+     */
+
+    u.url.data = vmcf->url.data + scheme;
+    u.url.len = vmcf->url.len - scheme;
+    u.uri_part = 1;
+    u.no_resolve = 1;
+
+    if (ngx_http_upstream_add(cf, &u, 0) == NULL) {
+        return NGX_CONF_ERROR;
+    }
+
+    return NGX_CONF_OK;
+}
+
+
+static char *
+ngx_http_vibe_credentials(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_vibe_main_conf_t *vmcf = conf;
+
+    char       *rv;
+    u_char     *p;
+    ngx_str_t  *value, text, encoded;
+
+    if (vmcf->authorization.len) {
+        return "is duplicate";
+    }
+
+    value = cf->args->elts;
+
+    if (ngx_strncmp(value[1].data, "env:", 4) == 0) {
+        text.data = (u_char *) getenv((char *) value[1].data + 4);
+
+        if (text.data == NULL) {
+            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                               "there is no \"%s\" in the environment",
+                               value[1].data + 4);
+            return NGX_CONF_ERROR;
+        }
+
+        text.len = ngx_strlen(text.data);
+
+    } else {
+        rv = ngx_http_vibe_credentials_file(cf, &value[1], &text);
+        if (rv != NGX_CONF_OK) {
+            return rv;
+        }
+    }
+
+    while (text.len && (text.data[text.len - 1] == LF
+                        || text.data[text.len - 1] == CR))
+    {
+        text.len--;
+    }
+
+    if (ngx_strlchr(text.data, text.data + text.len, ':') == NULL
+        || ngx_strlchr(text.data, text.data + text.len, LF) != NULL)
+    {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"%V\" does not hold \"user:password\"",
+                           &value[1]);
+        return NGX_CONF_ERROR;
+    }
+
+    p = ngx_pnalloc(cf->pool, sizeof("Basic ") - 1
+                              + ngx_base64_encoded_length(text.len));
+    if (p == NULL) {
+        return NGX_CONF_ERROR;
+    }
+
+    vmcf->authorization.data = p;
+
+    encoded.data = ngx_cpymem(p, "Basic ", sizeof("Basic ") - 1);
+    ngx_encode_base64(&encoded, &text);
+
+    vmcf->authorization.len = sizeof("Basic ") - 1 + encoded.len;
+
+    return NGX_CONF_OK;
+}
+
+
+static char *
+ngx_http_vibe_credentials_file(ngx_conf_t *cf, ngx_str_t *file,
+    ngx_str_t *text)
+{
+    ngx_err_t         err;
+    const char       *failed;
+    ngx_file_info_t   fi;
+
+    if (ngx_conf_full_name(cf->cycle, file, 1) != NGX_OK) {
+        return NGX_CONF_ERROR;
+    }
+
+    if (ngx_http_vibe_file_read(cf->pool, file, NGX_HTTP_VIBE_CREDENTIALS_MAX,
+                                text, &fi, &failed, &err)
+        != NGX_OK)
+    {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, err, "\"%V\" %s", file, failed);
+        return NGX_CONF_ERROR;
+    }
+
+    if (ngx_file_access(&fi) & 077) {
+        ngx_conf_log_error(NGX_LOG_WARN, cf, 0,
+                           "\"%V\" can be read by others than its owner",
+                           file);
+    }
+
+    return NGX_CONF_OK;
+}
+
+
+static char *
+ngx_http_vibe_index(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_vibe_main_conf_t *vmcf = conf;
+
+    ngx_int_t                 rc;
+    ngx_str_t                *value;
+    ngx_uint_t                i;
+    ngx_http_vibe_selector_t  s;
+
+    value = cf->args->elts;
+
+    if (ngx_strcmp(value[1].data, "*") != 0
+        && !ngx_http_vibe_is_collection(&value[1]))
+    {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"%V\" cannot be a collection", &value[1]);
+        return NGX_CONF_ERROR;
+    }
+
+    if (cf->args->nelts - 2 > NGX_HTTP_VIBE_SORT_MAX) {
+        return "has too many fields";
+    }
+
+    ngx_memzero(&s, sizeof(ngx_http_vibe_selector_t));
+
+    for (i = 2; i < cf->args->nelts; i++) {
+
+        rc = ngx_http_vibe_selector_check_field(&s, cf->pool, &value[i]);
+
+        if (rc == NGX_DECLINED) {
+            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                               "\"%V\" cannot be a field: %V",
+                               &value[i], &s.reason);
+        }
+
+        if (rc != NGX_OK) {
+            return NGX_CONF_ERROR;
+        }
+    }
+
+    rc = ngx_http_vibe_index_add(cf, vmcf, &value[1], &value[2],
+                                 cf->args->nelts - 2);
+
+    return (rc == NGX_OK) ? NGX_CONF_OK : NGX_CONF_ERROR;
+}
+
+
+static ngx_int_t
+ngx_http_vibe_index_add(ngx_conf_t *cf, ngx_http_vibe_main_conf_t *vmcf,
+    ngx_str_t *collection, ngx_str_t *fields, ngx_uint_t n)
+{
+    ngx_str_t              *field;
+    ngx_uint_t              i;
+    ngx_http_vibe_index_t  *index;
+
+    index = ngx_array_push(&vmcf->indexes);
+    if (index == NULL) {
+        return NGX_ERROR;
+    }
+
+    ngx_memzero(index, sizeof(ngx_http_vibe_index_t));
+
+    index->collection = *collection;
+
+    if (ngx_array_init(&index->fields, cf->pool, n ? n : 1, sizeof(ngx_str_t))
+        != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
+    for (i = 0; i < n; i++) {
+        field = ngx_array_push(&index->fields);
+        if (field == NULL) {
+            return NGX_ERROR;
+        }
+
+        *field = fields[i];
+    }
+
+    return ngx_http_vibe_index_name(cf->pool, &index->fields, &index->name);
+}
+
+
+static char *
+ngx_http_vibe_jwt_key(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_vibe_loc_conf_t *vlcf = conf;
+
+    ngx_str_t  *value, kid;
+
+    value = cf->args->elts;
+
+    ngx_str_null(&kid);
+
+    if (cf->args->nelts == 3) {
+
+        if (value[2].len <= 4
+            || ngx_strncmp(value[2].data, "kid=", 4) != 0)
+        {
+            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                               "invalid parameter \"%V\"", &value[2]);
+            return NGX_CONF_ERROR;
+        }
+
+        kid.data = value[2].data + 4;
+        kid.len = value[2].len - 4;
+    }
+
+    return ngx_http_vibe_jwt_add_key(cf, &vlcf->jwt, &value[1], &kid);
+}
+
+
+static char *
+ngx_http_vibe_revoked_file(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_vibe_loc_conf_t *vlcf = conf;
+
+    ngx_str_t  *value;
+
+    if (vlcf->revoked != NULL) {
+        return "is duplicate";
+    }
+
+    value = cf->args->elts;
+
+    vlcf->revoked = ngx_http_vibe_revoked_open(cf, &value[1]);
+
+    return vlcf->revoked ? NGX_CONF_OK : NGX_CONF_ERROR;
+}
+
+
+/* RFC 6454: a scheme, a host, a port perhaps, no path */
+
+static char *
+ngx_http_vibe_origins(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_vibe_loc_conf_t *vlcf = conf;
+
+    u_char      *host;
+    ngx_str_t   *value, *origin;
+    ngx_uint_t   i;
+
+    if (vlcf->origins == NULL) {
+        vlcf->origins = ngx_array_create(cf->pool, 4, sizeof(ngx_str_t));
+        if (vlcf->origins == NULL) {
+            return NGX_CONF_ERROR;
+        }
+    }
+
+    value = cf->args->elts;
+
+    for (i = 1; i < cf->args->nelts; i++) {
+
+        host = NULL;
+
+        if (ngx_strncmp(value[i].data, "http://", 7) == 0) {
+            host = value[i].data + 7;
+
+        } else if (ngx_strncmp(value[i].data, "https://", 8) == 0) {
+            host = value[i].data + 8;
+        }
+
+        if (host == NULL || *host == '\0'
+            || strpbrk((char *) host, "/*?#@ ") != NULL)
+        {
+            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                               "\"%V\" is not an origin, as "
+                               "\"https://app.example\"", &value[i]);
+            return NGX_CONF_ERROR;
+        }
+
+        origin = ngx_array_push(vlcf->origins);
+        if (origin == NULL) {
+            return NGX_CONF_ERROR;
+        }
+
+        *origin = value[i];
+    }
+
+    return NGX_CONF_OK;
+}
+
+
+static char *
+ngx_http_vibe_db_prefix(ngx_conf_t *cf, void *post, void *data)
+{
+    ngx_str_t *prefix = data;
+
+    if (!ngx_http_vibe_is_db(prefix)
+        || prefix->len > NGX_HTTP_VIBE_DB_PREFIX_MAX)
+    {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"%V\" cannot begin a database's name", prefix);
+        return NGX_CONF_ERROR;
+    }
+
+    if (ngx_strncmp(prefix->data, NGX_HTTP_VIBE_GLOBAL,
+                    sizeof(NGX_HTTP_VIBE_GLOBAL) - 1)
+        == 0)
+    {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"%V\" would name the database \"%s\"", prefix,
+                           NGX_HTTP_VIBE_GLOBAL);
+        return NGX_CONF_ERROR;
+    }
+
+    return NGX_CONF_OK;
+}
+
+
+static char *
+ngx_http_vibe_data(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_vibe_loc_conf_t *vlcf = conf;
+
+    ngx_http_core_loc_conf_t  *clcf;
+
+    if (vlcf->data) {
+        return "is duplicate";
+    }
+
+    clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
+
+    /* what follows the location's name is the path that is looked at */
+
+    if (clcf->name.len == 0
+        || clcf->name.data[clcf->name.len - 1] != '/'
+        || clcf->exact_match
+        || clcf->named)
+    {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"vibe_data\" needs a location by a prefix that "
+                           "ends with \"/\", as \"/data/\"");
+        return NGX_CONF_ERROR;
+    }
+
+    vlcf->data = 1;
+    clcf->handler = ngx_http_vibe_data_handler;
+
+    return NGX_CONF_OK;
+}
+
+
+static void *
+ngx_http_vibe_create_main_conf(ngx_conf_t *cf)
+{
+    ngx_str_t                   any;
+    ngx_http_vibe_main_conf_t  *vmcf;
+
+    vmcf = ngx_pcalloc(cf->pool, sizeof(ngx_http_vibe_main_conf_t));
+    if (vmcf == NULL) {
+        return NULL;
+    }
+
+    vmcf->max_response = NGX_CONF_UNSET_SIZE;
+
+    if (ngx_array_init(&vmcf->indexes, cf->pool, 4,
+                       sizeof(ngx_http_vibe_index_t))
+        != NGX_OK)
+    {
+        return NULL;
+    }
+
+    /* the one that finds a collection's documents */
+
+    ngx_str_set(&any, "*");
+
+    if (ngx_http_vibe_index_add(cf, vmcf, &any, NULL, 0) != NGX_OK) {
+        return NULL;
+    }
+
+    return vmcf;
+}
+
+
+static char *
+ngx_http_vibe_init_main_conf(ngx_conf_t *cf, void *conf)
+{
+    ngx_http_vibe_main_conf_t *vmcf = conf;
+
+    ngx_conf_init_size_value(vmcf->max_response, 64 * 1024 * 1024);
+
+    return NGX_CONF_OK;
+}
+
+
+static void *
+ngx_http_vibe_create_loc_conf(ngx_conf_t *cf)
+{
+    ngx_http_vibe_loc_conf_t  *vlcf;
+
+    /*
+     * set by ngx_pcalloc():
+     *
+     *     vlcf->data = 0;
+     *     vlcf->db_prefix = { 0, NULL };
+     *     vlcf->jwt.keys = NULL;
+     *     vlcf->jwt.issuer = { 0, NULL };
+     *     vlcf->jwt.audience = { 0, NULL };
+     *     vlcf->revoked = NULL;
+     *     vlcf->origins = NULL;
+     *     vlcf->token = NULL;
+     *     vlcf->did = NULL;
+     *     vlcf->db = NULL;
+     */
+
+    vlcf = ngx_pcalloc(cf->pool, sizeof(ngx_http_vibe_loc_conf_t));
+    if (vlcf == NULL) {
+        return NULL;
+    }
+
+    vlcf->anonymous = NGX_CONF_UNSET;
+    vlcf->jwt.leeway = NGX_CONF_UNSET;
+    vlcf->max_docs = NGX_CONF_UNSET;
+    vlcf->max_limit = NGX_CONF_UNSET;
+    vlcf->own_indexes = NGX_CONF_UNSET;
+    vlcf->global_regex = NGX_CONF_UNSET;
+
+    return vlcf;
+}
+
+
+static char *
+ngx_http_vibe_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
+{
+    ngx_http_vibe_loc_conf_t *prev = parent;
+    ngx_http_vibe_loc_conf_t *conf = child;
+
+    ngx_http_vibe_main_conf_t  *vmcf;
+
+    if (conf->token == NULL) {
+        conf->token = prev->token;
+    }
+
+    if (conf->did == NULL) {
+        conf->did = prev->did;
+    }
+
+    if (conf->db == NULL) {
+        conf->db = prev->db;
+    }
+
+    if (conf->jwt.keys == NULL) {
+        conf->jwt.keys = prev->jwt.keys;
+    }
+
+    if (conf->revoked == NULL) {
+        conf->revoked = prev->revoked;
+    }
+
+    if (conf->origins == NULL) {
+        conf->origins = prev->origins;
+    }
+
+    ngx_conf_merge_str_value(conf->db_prefix, prev->db_prefix, "userdb-");
+    ngx_conf_merge_value(conf->anonymous, prev->anonymous, 0);
+    ngx_conf_merge_str_value(conf->jwt.issuer, prev->jwt.issuer, "");
+    ngx_conf_merge_str_value(conf->jwt.audience, prev->jwt.audience, "");
+    ngx_conf_merge_sec_value(conf->jwt.leeway, prev->jwt.leeway, 30);
+    ngx_conf_merge_value(conf->max_docs, prev->max_docs, 1000);
+    ngx_conf_merge_value(conf->max_limit, prev->max_limit, 1000);
+    ngx_conf_merge_value(conf->own_indexes, prev->own_indexes, 8);
+    ngx_conf_merge_value(conf->global_regex, prev->global_regex, 0);
+
+    vmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_vibe_module);
+
+    if (conf->data && vmcf->url.len == 0) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"vibe_data\" needs \"vibe_couchdb\"");
+        return NGX_CONF_ERROR;
+    }
+
+    return NGX_CONF_OK;
+}
+
+
+static ngx_int_t
+ngx_http_vibe_preconfiguration(ngx_conf_t *cf)
+{
+    ngx_http_variable_t  *v, *var;
+
+    for (v = ngx_http_vibe_variables; v->name.len; v++) {
+
+        var = ngx_http_add_variable(cf, &v->name, v->flags);
+        if (var == NULL) {
+            return NGX_ERROR;
+        }
+
+        var->get_handler = v->get_handler;
+        var->data = v->data;
+    }
+
+    /* names are checked while directives are read */
+
+    return ngx_http_vibe_id_init(cf->pool, cf->log);
+}
+
+
+static ngx_int_t
+ngx_http_vibe_postconfiguration(ngx_conf_t *cf)
+{
+    ngx_http_next_header_filter = ngx_http_top_header_filter;
+    ngx_http_top_header_filter = ngx_http_vibe_header_filter;
+
+    ngx_http_next_body_filter = ngx_http_top_body_filter;
+    ngx_http_top_body_filter = ngx_http_vibe_body_filter;
+
+    return NGX_OK;
+}

@@ -1,0 +1,101 @@
+
+/*
+ * What the rooms that know a request share: the configuration and the
+ * request's context.
+ */
+
+
+#ifndef _NGX_HTTP_VIBE_H_INCLUDED_
+#define _NGX_HTTP_VIBE_H_INCLUDED_
+
+
+#include <ngx_config.h>
+#include <ngx_core.h>
+#include <ngx_http.h>
+
+#include "ngx_http_vibe_json.h"
+#include "ngx_http_vibe_id.h"
+#include "ngx_http_vibe_acl.h"
+#include "ngx_http_vibe_copy.h"
+#include "ngx_http_vibe_jwt.h"
+#include "ngx_http_vibe_revoked.h"
+#include "ngx_http_vibe_subrequest.h"
+
+
+/* where copies live; CouchDB's name, so no directive */
+#define NGX_HTTP_VIBE_GLOBAL  "global"
+
+
+/* vibe_index <collection>|* <field> ...; */
+
+typedef struct {
+    ngx_str_t                    collection;   /* "*": any */
+    ngx_array_t                  fields;       /* of ngx_str_t */
+    ngx_str_t                    name;         /* design document, index */
+
+    ngx_msec_t                   looked;       /* of this worker: its state */
+    unsigned                     ready:1;
+    unsigned                     building:1;
+} ngx_http_vibe_index_t;
+
+
+typedef struct {
+    ngx_str_t                    url;          /* "http://couchdb" */
+    ngx_str_t                    authorization;
+    ngx_array_t                  indexes;      /* of ngx_http_vibe_index_t */
+    size_t                       max_response;
+
+    /* what this worker has seen of "global" */
+
+    ngx_uint_t                   copies;       /* CouchDB keeps, 0: unseen */
+} ngx_http_vibe_main_conf_t;
+
+
+typedef struct {
+    ngx_flag_t                   data;         /* vibe_data; */
+
+    ngx_http_complex_value_t    *token;
+    ngx_http_complex_value_t    *did;
+    ngx_http_complex_value_t    *db;
+    ngx_str_t                    db_prefix;
+    ngx_flag_t                   anonymous;
+
+    ngx_http_vibe_jwt_conf_t     jwt;
+    ngx_http_vibe_revoked_t     *revoked;
+
+    ngx_array_t                 *origins;      /* of ngx_str_t */
+
+    ngx_int_t                    max_docs;
+    ngx_int_t                    max_limit;
+    ngx_int_t                    own_indexes;
+    ngx_flag_t                   global_regex;
+} ngx_http_vibe_loc_conf_t;
+
+
+/* who asks; the lengths are 0 where the caller has no identity */
+
+typedef struct {
+    ngx_str_t                    did;
+    ngx_str_t                    db;
+    unsigned                     named:1;      /* the db's name says the did */
+} ngx_http_vibe_caller_t;
+
+
+typedef struct {
+    ngx_http_vibe_call_t        *call;         /* what a request waits for */
+    ngx_http_vibe_call_t        *capture;      /* whose answer this one is */
+
+    ngx_http_vibe_caller_t       caller;
+    ngx_str_t                    collection;   /* of the path */
+    ngx_str_t                    body;         /* of the client's request */
+    void                        *route;        /* what the request is for */
+
+    unsigned                     answered:1;   /* by us, not by nginx */
+    unsigned                     replace:1;    /* nginx's error page */
+} ngx_http_vibe_ctx_t;
+
+
+extern ngx_module_t  ngx_http_vibe_module;
+
+
+#endif /* _NGX_HTTP_VIBE_H_INCLUDED_ */

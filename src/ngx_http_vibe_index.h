@@ -1,0 +1,49 @@
+
+/*
+ * Mango indexes: their names, their making.
+ *
+ * Every index begins with "collection", as every query asks for one.  An
+ * index is named after its fields, so two workers make the same one.
+ */
+
+
+#ifndef _NGX_HTTP_VIBE_INDEX_H_INCLUDED_
+#define _NGX_HTTP_VIBE_INDEX_H_INCLUDED_
+
+
+#include "ngx_http_vibe.h"
+
+
+#define NGX_HTTP_VIBE_INDEX_PREFIX  "vibe-"
+
+
+/*
+ * The name of the index by these fields, an array of ngx_str_t which may be
+ * NULL or empty: "vibe-" and 16 hexadecimal digits.  From the pool; NGX_OK or
+ * NGX_ERROR.
+ */
+ngx_int_t ngx_http_vibe_index_name(ngx_pool_t *pool, ngx_array_t *fields,
+    ngx_str_t *name);
+
+/* makes the index, POST /db/_index; 200 whether it existed or not */
+ngx_int_t ngx_http_vibe_index_create(ngx_http_request_t *r, ngx_str_t *db,
+    ngx_str_t *name, ngx_array_t *fields, ngx_http_vibe_call_pt handler,
+    void *data);
+
+/*
+ * Writes the "sort" member that the index serves, with a leading comma:
+ * "collection" and the fields, all in one direction.
+ */
+void ngx_http_vibe_index_put_sort(ngx_http_vibe_json_out_t *out,
+    ngx_array_t *fields, ngx_uint_t descending);
+
+/*
+ * Writes the conditions that every document of the index meets, each with a
+ * leading comma: CouchDB uses an index only where each of its fields has
+ * one.
+ */
+void ngx_http_vibe_index_put_conditions(ngx_http_vibe_json_out_t *out,
+    ngx_array_t *fields);
+
+
+#endif /* _NGX_HTTP_VIBE_INDEX_H_INCLUDED_ */

@@ -1,0 +1,245 @@
+
+#include "ngx_http_vibe_lookup.h"
+
+
+/* results, result, docs, doc, ok, member */
+#define NGX_HTTP_VIBE_LOOKUP_DEPTH  6
+
+
+static ngx_int_t ngx_http_vibe_lookup_send(ngx_http_request_t *r,
+    ngx_http_vibe_lookup_t *lookup);
+static ngx_int_t ngx_http_vibe_lookup_answer(ngx_http_request_t *r,
+    ngx_http_vibe_call_t *call);
+static ngx_int_t ngx_http_vibe_lookup_read(ngx_http_vibe_lookup_t *lookup,
+    ngx_http_vibe_json_t *root);
+static ngx_int_t ngx_http_vibe_lookup_leaf(ngx_http_vibe_lookup_row_t *row,
+    ngx_http_vibe_json_t *doc);
+
+
+ngx_http_vibe_lookup_t *
+ngx_http_vibe_lookup_create(ngx_http_request_t *r, ngx_str_t *db,
+    ngx_uint_t n)
+{
+    ngx_http_vibe_lookup_t  *lookup;
+
+    lookup = ngx_pcalloc(r->pool, sizeof(ngx_http_vibe_lookup_t));
+    if (lookup == NULL) {
+        return NULL;
+    }
+
+    if (ngx_array_init(&lookup->rows, r->pool, n,
+                       sizeof(ngx_http_vibe_lookup_row_t))
+        != NGX_OK)
+    {
+        return NULL;
+    }
+
+    lookup->db = *db;
+
+    return lookup;
+}
+
+
+ngx_http_vibe_lookup_row_t *
+ngx_http_vibe_lookup_add(ngx_http_vibe_lookup_t *lookup, ngx_str_t *id)
+{
+    ngx_http_vibe_lookup_row_t  *row;
+
+    row = ngx_array_push(&lookup->rows);
+    if (row == NULL) {
+        return NULL;
+    }
+
+    ngx_memzero(row, sizeof(ngx_http_vibe_lookup_row_t));
+
+    row->id = *id;
+
+    return row;
+}
+
+
+ngx_int_t
+ngx_http_vibe_lookup(ngx_http_request_t *r, ngx_http_vibe_lookup_t *lookup,
+    ngx_http_vibe_next_pt next, void *data)
+{
+    lookup->next = next;
+    lookup->data = data;
+    lookup->from = 0;
+    lookup->n = lookup->rows.nelts;
+
+    if (lookup->n == 0) {
+        return next(r, data, NULL);
+    }
+
+    return ngx_http_vibe_lookup_send(r, lookup);
+}
+
+
+static ngx_int_t
+ngx_http_vibe_lookup_send(ngx_http_request_t *r,
+    ngx_http_vibe_lookup_t *lookup)
+{
+    ngx_uint_t                   i;
+    ngx_http_vibe_json_out_t     out;
+    ngx_http_vibe_lookup_row_t  *row;
+
+    row = lookup->rows.elts;
+
+    ngx_http_vibe_json_out_init(&out, r->pool);
+    ngx_http_vibe_json_put_text(&out, "{\"docs\":[");
+
+    for (i = lookup->from; i < lookup->from + lookup->n; i++) {
+        if (i > lookup->from) {
+            ngx_http_vibe_json_put_text(&out, ",");
+        }
+
+        ngx_http_vibe_json_put_text(&out, "{\"id\":");
+        ngx_http_vibe_json_put_string(&out, &row[i].id);
+        ngx_http_vibe_json_put_text(&out, "}");
+    }
+
+    ngx_http_vibe_json_put_text(&out, "]}");
+
+    return ngx_http_vibe_request(r, NGX_HTTP_POST, &lookup->db, "/_bulk_get",
+                                 &out, ngx_http_vibe_lookup_answer, lookup);
+}
+
+
+static ngx_int_t
+ngx_http_vibe_lookup_answer(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
+{
+    ngx_http_vibe_lookup_t *lookup = call->data;
+
+    ngx_int_t              rc;
+    ngx_http_vibe_json_t  *root;
+
+    if (ngx_http_vibe_no_database(call)) {
+        lookup->missing = 1;
+        return lookup->next(r, lookup->data, NULL);
+    }
+
+    if (call->too_large && lookup->n > 1) {
+        lookup->n /= 2;
+        return ngx_http_vibe_lookup_send(r, lookup);
+    }
+
+    if (call->status != NGX_HTTP_OK) {
+        return lookup->next(r, lookup->data, call);
+    }
+
+    rc = ngx_http_vibe_scan_answer(r, call, NGX_HTTP_VIBE_LOOKUP_DEPTH, &root);
+
+    if (rc == NGX_OK) {
+        rc = ngx_http_vibe_lookup_read(lookup, root);
+    }
+
+    if (rc == NGX_DECLINED) {
+        call->status = NGX_HTTP_BAD_GATEWAY;
+        return lookup->next(r, lookup->data, call);
+    }
+
+    if (rc != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    lookup->from += lookup->n;
+
+    if (lookup->from == lookup->rows.nelts) {
+        return lookup->next(r, lookup->data, NULL);
+    }
+
+    lookup->n = ngx_min(lookup->n, lookup->rows.nelts - lookup->from);
+
+    return ngx_http_vibe_lookup_send(r, lookup);
+}
+
+
+/* the results come in the order of what was asked */
+
+static ngx_int_t
+ngx_http_vibe_lookup_read(ngx_http_vibe_lookup_t *lookup,
+    ngx_http_vibe_json_t *root)
+{
+    ngx_uint_t                   i;
+    ngx_http_vibe_json_t        *results, *result, *id, *docs, *doc;
+    ngx_http_vibe_lookup_row_t  *row;
+
+    results = ngx_http_vibe_json_get(root, "results");
+
+    if (results == NULL
+        || results->type != NGX_HTTP_VIBE_JSON_ARRAY
+        || results->n != lookup->n)
+    {
+        return NGX_DECLINED;
+    }
+
+    row = lookup->rows.elts;
+    i = lookup->from;
+
+    for (result = results->child; result; result = result->next, i++) {
+
+        id = ngx_http_vibe_json_get(result, "id");
+        docs = ngx_http_vibe_json_get(result, "docs");
+
+        if (id == NULL
+            || id->type != NGX_HTTP_VIBE_JSON_STRING
+            || id->string.len != row[i].id.len
+            || ngx_memcmp(id->string.data, row[i].id.data, id->string.len) != 0
+            || docs == NULL
+            || docs->type != NGX_HTTP_VIBE_JSON_ARRAY)
+        {
+            return NGX_DECLINED;
+        }
+
+        for (doc = docs->child; doc; doc = doc->next) {
+            if (ngx_http_vibe_lookup_leaf(&row[i],
+                                          ngx_http_vibe_json_get(doc, "ok"))
+                != NGX_OK)
+            {
+                return NGX_DECLINED;
+            }
+        }
+    }
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_vibe_lookup_leaf(ngx_http_vibe_lookup_row_t *row,
+    ngx_http_vibe_json_t *doc)
+{
+    ngx_uint_t             deleted;
+    ngx_http_vibe_json_t  *rev, *del;
+
+    if (doc == NULL) {
+        /* "error": not found */
+        return NGX_OK;
+    }
+
+    rev = ngx_http_vibe_json_get(doc, "_rev");
+    del = ngx_http_vibe_json_get(doc, "_deleted");
+
+    if (rev == NULL || rev->type != NGX_HTTP_VIBE_JSON_STRING) {
+        return NGX_DECLINED;
+    }
+
+    deleted = (del != NULL && del->type == NGX_HTTP_VIBE_JSON_TRUE);
+
+    if (row->doc != NULL) {
+        row->conflicts = 1;
+
+        if (deleted > row->deleted
+            || (deleted == row->deleted
+                && ngx_http_vibe_rev_cmp(&rev->string, &row->rev) < 0))
+        {
+            return NGX_OK;
+        }
+    }
+
+    row->doc = doc;
+    row->rev = rev->string;
+    row->deleted = deleted;
+
+    return NGX_OK;
+}

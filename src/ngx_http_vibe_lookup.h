@@ -1,0 +1,57 @@
+
+/*
+ * Reads documents of one database by their ids, tombstones included: one
+ * _bulk_get, more only where its answer would be larger than
+ * vibe_max_response.
+ */
+
+
+#ifndef _NGX_HTTP_VIBE_LOOKUP_H_INCLUDED_
+#define _NGX_HTTP_VIBE_LOOKUP_H_INCLUDED_
+
+
+#include "ngx_http_vibe.h"
+
+
+typedef struct {
+    ngx_str_t                  id;
+
+    /* the winner: the leaf that lives, else by generation, then hash */
+
+    ngx_http_vibe_json_t      *doc;          /* NULL: there is no such id */
+    ngx_str_t                  rev;
+    unsigned                   deleted:1;
+    unsigned                   conflicts:1;  /* there are other leaves */
+} ngx_http_vibe_lookup_row_t;
+
+
+typedef struct {
+    ngx_str_t                  db;
+    ngx_array_t                rows;         /* of ngx_http_vibe_lookup_row_t */
+    ngx_http_vibe_next_pt      next;
+    void                      *data;
+
+    unsigned                   missing:1;    /* out: there is no database */
+
+    ngx_uint_t                 from;         /* rows asked for now */
+    ngx_uint_t                 n;
+} ngx_http_vibe_lookup_t;
+
+
+/* prepares for at most "n" rows; NULL: no memory */
+ngx_http_vibe_lookup_t *ngx_http_vibe_lookup_create(ngx_http_request_t *r,
+    ngx_str_t *db, ngx_uint_t n);
+
+/* adds an id; NULL: no memory.  The row stays where it is */
+ngx_http_vibe_lookup_row_t *ngx_http_vibe_lookup_add(
+    ngx_http_vibe_lookup_t *lookup, ngx_str_t *id);
+
+/*
+ * Fills the rows and goes on with "next".  A missing database is no failure:
+ * none of the ids is there.  Returns as an ngx_http_vibe_call_pt does.
+ */
+ngx_int_t ngx_http_vibe_lookup(ngx_http_request_t *r,
+    ngx_http_vibe_lookup_t *lookup, ngx_http_vibe_next_pt next, void *data);
+
+
+#endif /* _NGX_HTTP_VIBE_LOOKUP_H_INCLUDED_ */

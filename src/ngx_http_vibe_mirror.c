@@ -1,0 +1,547 @@
+
+#include "ngx_http_vibe_mirror.h"
+#include "ngx_http_vibe_bulk.h"
+#include "ngx_http_vibe_copy.h"
+#include "ngx_http_vibe_global.h"
+
+
+static ngx_int_t ngx_http_vibe_mirror_round(ngx_http_request_t *r,
+    void *data, ngx_http_vibe_call_t *failed);
+static ngx_int_t ngx_http_vibe_mirror_learned(ngx_http_request_t *r,
+    void *data, ngx_http_vibe_call_t *failed);
+static ngx_int_t ngx_http_vibe_mirror_compare(ngx_http_request_t *r,
+    ngx_http_vibe_mirror_t *m, ngx_http_vibe_mirror_row_t *row);
+static ngx_int_t ngx_http_vibe_mirror_ask(ngx_http_request_t *r,
+    ngx_http_vibe_mirror_t *m);
+static ngx_int_t ngx_http_vibe_mirror_asked(ngx_http_request_t *r,
+    void *data, ngx_http_vibe_call_t *failed);
+static ngx_int_t ngx_http_vibe_mirror_winner(ngx_http_request_t *r,
+    ngx_http_vibe_mirror_t *m, ngx_http_vibe_mirror_row_t *row);
+static ngx_int_t ngx_http_vibe_mirror_write(ngx_http_request_t *r,
+    ngx_http_vibe_mirror_t *m);
+static ngx_uint_t ngx_http_vibe_mirror_settled(
+    ngx_http_vibe_mirror_row_t *row);
+static ngx_int_t ngx_http_vibe_mirror_put(ngx_http_request_t *r,
+    ngx_http_vibe_mirror_t *m, ngx_http_vibe_mirror_row_t *row,
+    ngx_http_vibe_json_out_t *out);
+static ngx_int_t ngx_http_vibe_mirror_written(ngx_http_request_t *r,
+    void *data, ngx_http_vibe_call_t *failed);
+static void ngx_http_vibe_mirror_result(ngx_http_request_t *r,
+    ngx_http_vibe_mirror_row_t *row, ngx_http_vibe_bulk_row_t *result);
+static ngx_int_t ngx_http_vibe_mirror_gave_up(ngx_http_request_t *r,
+    ngx_http_vibe_mirror_t *m, ngx_http_vibe_call_t *failed);
+
+
+ngx_http_vibe_mirror_t *
+ngx_http_vibe_mirror_create(ngx_http_request_t *r,
+    ngx_http_vibe_caller_t *owner, ngx_uint_t n)
+{
+    ngx_http_vibe_mirror_t  *m;
+
+    m = ngx_pcalloc(r->pool, sizeof(ngx_http_vibe_mirror_t));
+    if (m == NULL) {
+        return NULL;
+    }
+
+    if (ngx_array_init(&m->rows, r->pool, n,
+                       sizeof(ngx_http_vibe_mirror_row_t))
+        != NGX_OK)
+    {
+        return NULL;
+    }
+
+    m->did = owner->did;
+    m->db = owner->db;
+
+    return m;
+}
+
+
+ngx_http_vibe_mirror_row_t *
+ngx_http_vibe_mirror_add(ngx_http_vibe_mirror_t *mirror)
+{
+    ngx_http_vibe_mirror_row_t  *row;
+
+    row = ngx_array_push(&mirror->rows);
+    if (row == NULL) {
+        return NULL;
+    }
+
+    ngx_memzero(row, sizeof(ngx_http_vibe_mirror_row_t));
+
+    return row;
+}
+
+
+ngx_int_t
+ngx_http_vibe_mirror(ngx_http_request_t *r, ngx_http_vibe_mirror_t *m,
+    ngx_http_vibe_next_pt next, void *data)
+{
+    ngx_uint_t                   i;
+    ngx_http_vibe_mirror_row_t  *row;
+
+    m->next = next;
+    m->data = data;
+
+    row = m->rows.elts;
+
+    for (i = 0; i < m->rows.nelts; i++) {
+        if (ngx_http_vibe_global_id(r->pool, &m->did, &row[i].id,
+                                    &row[i].global)
+            != NGX_OK)
+        {
+            return NGX_ERROR;
+        }
+    }
+
+    if (m->rows.nelts == 0) {
+        return next(r, data, NULL);
+    }
+
+    return ngx_http_vibe_global_ready(r, ngx_http_vibe_mirror_round, m);
+}
+
+
+/* step 1, for the rows that are not done */
+
+static ngx_int_t
+ngx_http_vibe_mirror_round(ngx_http_request_t *r, void *data,
+    ngx_http_vibe_call_t *failed)
+{
+    ngx_http_vibe_mirror_t *m = data;
+
+    ngx_uint_t                   i, left;
+    ngx_http_vibe_mirror_row_t  *row;
+
+    if (failed != NULL) {
+        return ngx_http_vibe_mirror_gave_up(r, m, failed);
+    }
+
+    m->lookup = ngx_http_vibe_lookup_create(r, &ngx_http_vibe_global,
+                                            m->rows.nelts);
+    if (m->lookup == NULL) {
+        return NGX_ERROR;
+    }
+
+    row = m->rows.elts;
+    left = 0;
+
+    for (i = 0; i < m->rows.nelts; i++) {
+
+        if (row[i].done || row[i].failed) {
+            continue;
+        }
+
+        if (++row[i].tries > NGX_HTTP_VIBE_MIRROR_TRIES) {
+            ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,
+                          "the mirror of \"%V\" met a conflict %d times",
+                          &row[i].global, NGX_HTTP_VIBE_MIRROR_TRIES);
+            row[i].failed = 1;
+            continue;
+        }
+
+        left++;
+
+        row[i].copy = NULL;
+        row[i].source = NULL;
+
+        if (row[i].made) {
+            continue;
+        }
+
+        row[i].copy = ngx_http_vibe_lookup_add(m->lookup, &row[i].global);
+        if (row[i].copy == NULL) {
+            return NGX_ERROR;
+        }
+    }
+
+    if (left == 0) {
+        return m->next(r, m->data, NULL);
+    }
+
+    return ngx_http_vibe_lookup(r, m->lookup, ngx_http_vibe_mirror_learned,
+                                m);
+}
+
+
+static ngx_int_t
+ngx_http_vibe_mirror_learned(ngx_http_request_t *r, void *data,
+    ngx_http_vibe_call_t *failed)
+{
+    ngx_http_vibe_mirror_t *m = data;
+
+    ngx_uint_t                   i;
+    ngx_http_vibe_mirror_row_t  *row;
+
+    if (failed != NULL) {
+        return ngx_http_vibe_mirror_gave_up(r, m, failed);
+    }
+
+    if (m->lookup->missing) {
+        ngx_http_vibe_global_gone(r);
+        return ngx_http_vibe_global_ready(r, ngx_http_vibe_mirror_round, m);
+    }
+
+    row = m->rows.elts;
+
+    for (i = 0; i < m->rows.nelts; i++) {
+        if (!row[i].done && !row[i].failed && row[i].copy != NULL
+            && ngx_http_vibe_mirror_compare(r, m, &row[i]) != NGX_OK)
+        {
+            return NGX_ERROR;
+        }
+    }
+
+    return ngx_http_vibe_mirror_ask(r, m);
+}
+
+
+/* whether the source must be asked: the copy stands for a newer revision */
+
+static ngx_int_t
+ngx_http_vibe_mirror_compare(ngx_http_request_t *r, ngx_http_vibe_mirror_t *m,
+    ngx_http_vibe_mirror_row_t *row)
+{
+    ngx_str_t  rev;
+
+    if (ngx_http_vibe_copy_newer_format(row->copy->doc)) {
+        ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,
+                      "\"%V\" in global has the format of a newer version "
+                      "and is left alone", &row->global);
+        row->failed = 1;
+        return NGX_OK;
+    }
+
+    ngx_http_vibe_copy_source(row->copy->doc, &rev);
+
+    if (ngx_http_vibe_rev_cmp(&rev, &row->rev) > 0) {
+        row->ask = 1;
+    }
+
+    return NGX_OK;
+}
+
+
+/* step 2 */
+
+static ngx_int_t
+ngx_http_vibe_mirror_ask(ngx_http_request_t *r, ngx_http_vibe_mirror_t *m)
+{
+    ngx_uint_t                   i;
+    ngx_http_vibe_mirror_row_t  *row;
+
+    m->lookup = ngx_http_vibe_lookup_create(r, &m->db, m->rows.nelts);
+    if (m->lookup == NULL) {
+        return NGX_ERROR;
+    }
+
+    row = m->rows.elts;
+
+    for (i = 0; i < m->rows.nelts; i++) {
+
+        if (row[i].done || row[i].failed || !row[i].ask) {
+            continue;
+        }
+
+        row[i].source = ngx_http_vibe_lookup_add(m->lookup, &row[i].id);
+        if (row[i].source == NULL) {
+            return NGX_ERROR;
+        }
+    }
+
+    return ngx_http_vibe_lookup(r, m->lookup, ngx_http_vibe_mirror_asked, m);
+}
+
+
+static ngx_int_t
+ngx_http_vibe_mirror_asked(ngx_http_request_t *r, void *data,
+    ngx_http_vibe_call_t *failed)
+{
+    ngx_http_vibe_mirror_t *m = data;
+
+    ngx_uint_t                   i;
+    ngx_http_vibe_mirror_row_t  *row;
+
+    if (failed != NULL) {
+        return ngx_http_vibe_mirror_gave_up(r, m, failed);
+    }
+
+    row = m->rows.elts;
+
+    for (i = 0; i < m->rows.nelts; i++) {
+        if (row[i].source != NULL
+            && ngx_http_vibe_mirror_winner(r, m, &row[i]) != NGX_OK)
+        {
+            return NGX_ERROR;
+        }
+    }
+
+    return ngx_http_vibe_mirror_write(r, m);
+}
+
+
+/* what the source says takes the place of what was written */
+
+static ngx_int_t
+ngx_http_vibe_mirror_winner(ngx_http_request_t *r, ngx_http_vibe_mirror_t *m,
+    ngx_http_vibe_mirror_row_t *row)
+{
+    ngx_http_vibe_lookup_row_t  *source;
+
+    source = row->source;
+
+    row->asked = 1;
+    row->rev = source->rev;
+    row->doc = (source->doc && !source->deleted) ? source->doc : NULL;
+
+    row->access.kind = NGX_HTTP_VIBE_PRIVATE;
+
+    if (row->doc == NULL
+        || ngx_http_vibe_copy_collection(row->doc, &row->id, &row->collection)
+           != NGX_OK)
+    {
+        return NGX_OK;
+    }
+
+    return ngx_http_vibe_acl_decide(r->pool, &m->did, row->doc, &row->access);
+}
+
+
+/* step 3 */
+
+static ngx_int_t
+ngx_http_vibe_mirror_write(ngx_http_request_t *r, ngx_http_vibe_mirror_t *m)
+{
+    ngx_uint_t                   i;
+    ngx_http_vibe_bulk_t        *bulk;
+    ngx_http_vibe_bulk_row_t    *b;
+    ngx_http_vibe_main_conf_t   *vmcf;
+    ngx_http_vibe_mirror_row_t  *row;
+
+    vmcf = ngx_http_get_module_main_conf(r, ngx_http_vibe_module);
+
+    bulk = ngx_http_vibe_bulk_create(r, &ngx_http_vibe_global, m->rows.nelts);
+    if (bulk == NULL) {
+        return NGX_ERROR;
+    }
+
+    bulk->copies = vmcf->copies;
+    m->bulk = bulk;
+
+    row = m->rows.elts;
+
+    for (i = 0; i < m->rows.nelts; i++) {
+
+        if (row[i].done || row[i].failed) {
+            continue;
+        }
+
+        if (ngx_http_vibe_mirror_settled(&row[i])) {
+            row[i].done = 1;
+            row[i].copied = (row[i].access.kind != NGX_HTTP_VIBE_PRIVATE);
+            continue;
+        }
+
+        b = ngx_http_vibe_bulk_add(bulk, &row[i]);
+        if (b == NULL) {
+            return NGX_ERROR;
+        }
+
+        if (ngx_http_vibe_mirror_put(r, m, &row[i], &b->doc) != NGX_OK) {
+            return NGX_ERROR;
+        }
+    }
+
+    return ngx_http_vibe_bulk(r, bulk, ngx_http_vibe_mirror_written, m);
+}
+
+
+/* 1 if "global" is as it should be */
+
+static ngx_uint_t
+ngx_http_vibe_mirror_settled(ngx_http_vibe_mirror_row_t *row)
+{
+    ngx_int_t                    cmp;
+    ngx_str_t                    rev;
+    ngx_uint_t                   private;
+    ngx_http_vibe_lookup_row_t  *copy;
+
+    private = (row->access.kind == NGX_HTTP_VIBE_PRIVATE);
+    copy = row->copy;
+
+    if (copy == NULL || copy->doc == NULL) {
+
+        /*
+         * A tombstone goes where nothing is if the revision before could be
+         * read: its copy may be on the way.
+         */
+
+        return private && row->before.kind == NGX_HTTP_VIBE_PRIVATE;
+    }
+
+    ngx_http_vibe_copy_source(copy->doc, &rev);
+    cmp = ngx_http_vibe_rev_cmp(&rev, &row->rev);
+
+    if (private && copy->deleted) {
+
+        /*
+         * A tombstone that stands for an older revision holds off what is
+         * older still.  Between the two lies nothing that could be read if
+         * the revision before could not.
+         */
+
+        return cmp == 0
+               || (cmp < 0 && !row->asked
+                   && row->before.kind == NGX_HTTP_VIBE_PRIVATE);
+    }
+
+    return cmp == 0
+           && !private && !copy->deleted
+           && ngx_http_vibe_copy_current(copy->doc);
+}
+
+
+/* the copy or the tombstone, with the past readers of what it replaces */
+
+static ngx_int_t
+ngx_http_vibe_mirror_put(ngx_http_request_t *r, ngx_http_vibe_mirror_t *m,
+    ngx_http_vibe_mirror_row_t *row, ngx_http_vibe_json_out_t *out)
+{
+    ngx_http_vibe_copy_t         copy;
+    ngx_http_vibe_access_t       access;
+    ngx_http_vibe_lookup_row_t  *old;
+
+    old = (row->copy && row->copy->doc) ? row->copy : NULL;
+
+    copy.id = row->global;
+    copy.collection = row->collection;
+    copy.owner = m->did;
+    copy.db = m->db;
+    copy.source = row->rev;
+    copy.doc = row->doc;
+    copy.access = &row->access;
+
+    ngx_str_null(&copy.rev);
+
+    if (ngx_http_vibe_past_of_copy(r->pool, old ? old->doc : NULL, &copy.past)
+        != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
+    if (old != NULL) {
+        copy.rev = old->rev;
+
+        if (ngx_http_vibe_acl_of_copy(r->pool, old->doc, &access) != NGX_OK) {
+            return NGX_ERROR;
+        }
+
+        /* where all may read now, nobody is left who no longer may */
+
+        if (!old->deleted
+            && row->access.kind != NGX_HTTP_VIBE_PUBLIC
+            && ngx_http_vibe_past_add(r->pool, &copy.past, &access) != NGX_OK)
+        {
+            return NGX_ERROR;
+        }
+    }
+
+    if (row->access.kind != NGX_HTTP_VIBE_PUBLIC
+        && ngx_http_vibe_past_add(r->pool, &copy.past, &row->before) != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
+    ngx_http_vibe_copy_put(out, &copy);
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_vibe_mirror_written(ngx_http_request_t *r, void *data,
+    ngx_http_vibe_call_t *failed)
+{
+    ngx_http_vibe_mirror_t *m = data;
+
+    ngx_uint_t                 i;
+    ngx_http_vibe_bulk_t      *bulk;
+    ngx_http_vibe_bulk_row_t  *b;
+
+    bulk = m->bulk;
+
+    if (bulk->missing) {
+        ngx_http_vibe_global_gone(r);
+        return ngx_http_vibe_global_ready(r, ngx_http_vibe_mirror_round, m);
+    }
+
+    b = bulk->rows.elts;
+
+    for (i = 0; i < bulk->rows.nelts; i++) {
+        ngx_http_vibe_mirror_result(r, b[i].data, &b[i]);
+    }
+
+    if (failed != NULL) {
+        return ngx_http_vibe_mirror_gave_up(r, m, failed);
+    }
+
+    /* step 4, if anything is left */
+
+    return ngx_http_vibe_mirror_round(r, m, NULL);
+}
+
+
+static void
+ngx_http_vibe_mirror_result(ngx_http_request_t *r,
+    ngx_http_vibe_mirror_row_t *row, ngx_http_vibe_bulk_row_t *result)
+{
+    switch (result->status) {
+
+    case NGX_HTTP_CREATED:
+
+        if (!row->made
+            && (row->copy == NULL || row->copy->doc == NULL)
+            && ngx_http_vibe_rev_generation(&result->rev) > 1)
+        {
+            /*
+             * There was nothing, and by now there is a tombstone below what
+             * was written: without a revision CouchDB writes over it.  Its
+             * writer knew something newer, perhaps.
+             */
+
+            row->ask = 1;
+            return;
+        }
+
+        row->done = 1;
+        row->copied = (row->access.kind != NGX_HTTP_VIBE_PRIVATE);
+        return;
+
+    case NGX_HTTP_CONFLICT:
+
+        /* also where our own request was carried out twice */
+
+        row->made = 0;
+        return;
+
+    default:
+        row->failed = 1;
+
+        ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,
+                      "the mirror of \"%V\" is pending: couchdb answered "
+                      "%ui %V", &row->global, result->status,
+                      &result->reason);
+    }
+}
+
+
+static ngx_int_t
+ngx_http_vibe_mirror_gave_up(ngx_http_request_t *r, ngx_http_vibe_mirror_t *m,
+    ngx_http_vibe_call_t *failed)
+{
+    ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,
+                  "a mirror is pending: couchdb answered \"%V\" with %ui",
+                  &failed->path, failed->status);
+
+    return m->next(r, m->data, NULL);
+}

@@ -1,0 +1,697 @@
+
+#include "ngx_http_vibe_write.h"
+#include "ngx_http_vibe_answer.h"
+#include "ngx_http_vibe_bulk.h"
+#include "ngx_http_vibe_database.h"
+#include "ngx_http_vibe_document.h"
+#include "ngx_http_vibe_mirror.h"
+
+
+typedef struct {
+    ngx_http_vibe_document_t      document;
+    ngx_http_vibe_lookup_row_t   *found;     /* in the owner's database */
+    ngx_http_vibe_mirror_row_t   *mirror;    /* NULL: nothing to mirror */
+    ngx_http_vibe_access_t        before;
+
+    ngx_uint_t                    status;    /* 0: to be written */
+    ngx_str_t                     rev;       /* once it is */
+    ngx_str_t                     reason;    /* if it is not */
+} ngx_http_vibe_write_row_t;
+
+
+typedef struct {
+    ngx_http_vibe_ctx_t          *ctx;
+    ngx_array_t                   rows;      /* ngx_http_vibe_write_row_t */
+    ngx_http_vibe_lookup_t       *lookup;
+    ngx_http_vibe_bulk_t         *bulk;
+    ngx_http_vibe_mirror_t       *mirror;
+    ngx_uint_t                    tries;
+    ngx_uint_t                    created;   /* the database, how often */
+    unsigned                      array:1;
+    unsigned                      unowned:1;
+} ngx_http_vibe_write_t;
+
+
+static ngx_int_t ngx_http_vibe_write_parse(ngx_http_request_t *r,
+    ngx_http_vibe_write_t *w, const char **reason);
+static ngx_int_t ngx_http_vibe_write_parse_one(ngx_http_request_t *r,
+    ngx_http_vibe_write_t *w, ngx_http_vibe_json_t *json);
+static ngx_int_t ngx_http_vibe_write_refuse_twice(ngx_http_vibe_write_t *w);
+static int ngx_libc_cdecl ngx_http_vibe_write_cmp_ids(const void *one,
+    const void *two);
+static ngx_int_t ngx_http_vibe_write_owner(ngx_http_request_t *r, void *data,
+    ngx_http_vibe_owner_e owner);
+static ngx_int_t ngx_http_vibe_write_look(ngx_http_request_t *r,
+    ngx_http_vibe_write_t *w);
+static ngx_int_t ngx_http_vibe_write_plan(ngx_http_request_t *r, void *data,
+    ngx_http_vibe_call_t *failed);
+static ngx_int_t ngx_http_vibe_write_plan_one(ngx_http_request_t *r,
+    ngx_http_vibe_write_t *w, ngx_http_vibe_write_row_t *row);
+static ngx_int_t ngx_http_vibe_write_written(ngx_http_request_t *r,
+    void *data, ngx_http_vibe_call_t *failed);
+static void ngx_http_vibe_write_result(ngx_http_vibe_write_t *w,
+    ngx_http_vibe_write_row_t *row, ngx_http_vibe_bulk_row_t *result);
+static ngx_int_t ngx_http_vibe_write_mirror(ngx_http_request_t *r,
+    ngx_http_vibe_write_t *w);
+static ngx_int_t ngx_http_vibe_write_mirror_one(ngx_http_request_t *r,
+    ngx_http_vibe_write_t *w, ngx_http_vibe_write_row_t *row);
+static ngx_int_t ngx_http_vibe_write_answer(ngx_http_request_t *r, void *data,
+    ngx_http_vibe_call_t *failed);
+static ngx_uint_t ngx_http_vibe_write_pending(ngx_http_vibe_write_row_t *row);
+static void ngx_http_vibe_write_put_row(ngx_http_vibe_json_out_t *out,
+    ngx_http_vibe_write_row_t *row);
+static void ngx_http_vibe_write_refuse(ngx_http_vibe_write_row_t *row,
+    ngx_uint_t status, const char *reason);
+
+
+ngx_int_t
+ngx_http_vibe_write(ngx_http_request_t *r, ngx_http_vibe_ctx_t *ctx)
+{
+    ngx_int_t               rc;
+    const char             *reason;
+    ngx_http_vibe_write_t  *w;
+
+    w = ngx_pcalloc(r->pool, sizeof(ngx_http_vibe_write_t));
+    if (w == NULL) {
+        return NGX_ERROR;
+    }
+
+    w->ctx = ctx;
+
+    rc = ngx_http_vibe_write_parse(r, w, &reason);
+
+    if (rc == NGX_ERROR) {
+        return NGX_ERROR;
+    }
+
+    if (rc != NGX_OK) {
+        return ngx_http_vibe_error_text(r, rc, reason);
+    }
+
+    return ngx_http_vibe_database_owner(r, &ctx->caller,
+                                        ngx_http_vibe_write_owner, w);
+}
+
+
+/* NGX_OK, NGX_ERROR, or the status to refuse the whole request with */
+
+static ngx_int_t
+ngx_http_vibe_write_parse(ngx_http_request_t *r, ngx_http_vibe_write_t *w,
+    const char **reason)
+{
+    ngx_int_t                   rc;
+    ngx_uint_t                  n;
+    ngx_http_vibe_json_t       *root, *node;
+    ngx_http_vibe_loc_conf_t   *vlcf;
+    ngx_http_vibe_write_row_t  *row;
+
+    vlcf = ngx_http_get_module_loc_conf(r, ngx_http_vibe_module);
+
+    /* an array, its documents, their members */
+
+    rc = ngx_http_vibe_json_scan(r->pool, &w->ctx->body, 2, &root, reason);
+    if (rc != NGX_OK) {
+        return (rc == NGX_DECLINED) ? NGX_HTTP_BAD_REQUEST : rc;
+    }
+
+    w->array = (root->type == NGX_HTTP_VIBE_JSON_ARRAY);
+    n = w->array ? root->n : 1;
+
+    if (n == 0) {
+        *reason = "There is no document in the array.";
+        return NGX_HTTP_BAD_REQUEST;
+    }
+
+    if (n > (ngx_uint_t) vlcf->max_docs) {
+        *reason = "There are too many documents in the array.";
+        return NGX_HTTP_REQUEST_ENTITY_TOO_LARGE;
+    }
+
+    if (ngx_array_init(&w->rows, r->pool, n, sizeof(ngx_http_vibe_write_row_t))
+        != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
+    for (node = w->array ? root->child : root; node; node = node->next) {
+        if (ngx_http_vibe_write_parse_one(r, w, node) != NGX_OK) {
+            return NGX_ERROR;
+        }
+    }
+
+    row = w->rows.elts;
+
+    if (!w->array && row->status) {
+        *reason = (const char *) row->reason.data;
+        return row->status;
+    }
+
+    return ngx_http_vibe_write_refuse_twice(w);
+}
+
+
+static ngx_int_t
+ngx_http_vibe_write_parse_one(ngx_http_request_t *r, ngx_http_vibe_write_t *w,
+    ngx_http_vibe_json_t *json)
+{
+    ngx_int_t                   rc;
+    const char                 *reason;
+    ngx_http_vibe_write_row_t  *row;
+
+    row = ngx_array_push(&w->rows);
+    if (row == NULL) {
+        return NGX_ERROR;
+    }
+
+    ngx_memzero(row, sizeof(ngx_http_vibe_write_row_t));
+
+    rc = ngx_http_vibe_document_check(r->pool, &w->ctx->collection, json,
+                                      &row->document, &reason);
+
+    if (rc == NGX_DECLINED) {
+        ngx_http_vibe_write_refuse(row, NGX_HTTP_BAD_REQUEST, reason);
+        return NGX_OK;
+    }
+
+    return rc;
+}
+
+
+static void
+ngx_http_vibe_write_refuse(ngx_http_vibe_write_row_t *row, ngx_uint_t status,
+    const char *reason)
+{
+    row->status = status;
+    row->reason.data = (u_char *) reason;
+    row->reason.len = ngx_strlen(reason);
+}
+
+
+/* of two documents with one id the later would replace the earlier unseen */
+
+static ngx_int_t
+ngx_http_vibe_write_refuse_twice(ngx_http_vibe_write_t *w)
+{
+    ngx_uint_t                   i, n;
+    ngx_http_vibe_write_row_t   *row, **sorted;
+
+    sorted = ngx_palloc(w->rows.pool,
+                        w->rows.nelts * sizeof(ngx_http_vibe_write_row_t *));
+    if (sorted == NULL) {
+        return NGX_ERROR;
+    }
+
+    row = w->rows.elts;
+    n = 0;
+
+    for (i = 0; i < w->rows.nelts; i++) {
+        if (row[i].status == 0) {
+            sorted[n++] = &row[i];
+        }
+    }
+
+    ngx_qsort(sorted, n, sizeof(ngx_http_vibe_write_row_t *),
+              ngx_http_vibe_write_cmp_ids);
+
+    for (i = 1; i < n; i++) {
+        if (sorted[i]->document.id.len == sorted[i - 1]->document.id.len
+            && ngx_memcmp(sorted[i]->document.id.data,
+                          sorted[i - 1]->document.id.data,
+                          sorted[i]->document.id.len)
+               == 0)
+        {
+            ngx_http_vibe_write_refuse(sorted[i], NGX_HTTP_CONFLICT,
+                         "The _id is in the array more than once.");
+        }
+    }
+
+    return NGX_OK;
+}
+
+
+/* by id, then by place */
+
+static int ngx_libc_cdecl
+ngx_http_vibe_write_cmp_ids(const void *one, const void *two)
+{
+    ngx_int_t                    rc;
+    ngx_http_vibe_write_row_t  **a, **b;
+
+    a = (ngx_http_vibe_write_row_t **) one;
+    b = (ngx_http_vibe_write_row_t **) two;
+
+    rc = ngx_memn2cmp((*a)->document.id.data, (*b)->document.id.data,
+                      (*a)->document.id.len, (*b)->document.id.len);
+
+    return rc ? (int) rc : (*a < *b ? -1 : 1);
+}
+
+
+static ngx_int_t
+ngx_http_vibe_write_owner(ngx_http_request_t *r, void *data,
+    ngx_http_vibe_owner_e owner)
+{
+    ngx_http_vibe_write_t *w = data;
+
+    if (owner == NGX_HTTP_VIBE_MISSING) {
+
+        /* once for what was missing, once if it was deleted meanwhile */
+
+        if (w->created++ > 1) {
+            return ngx_http_vibe_error_text(r, NGX_HTTP_SERVICE_UNAVAILABLE,
+                                         "The database is being deleted.");
+        }
+
+        return ngx_http_vibe_database_create(r, &w->ctx->caller,
+                                             ngx_http_vibe_write_owner, w);
+    }
+
+    w->unowned = (owner == NGX_HTTP_VIBE_UNOWNED);
+
+    return ngx_http_vibe_write_look(r, w);
+}
+
+
+/* nobody else has an id that was made now, so those are not looked up */
+
+static ngx_int_t
+ngx_http_vibe_write_look(ngx_http_request_t *r, ngx_http_vibe_write_t *w)
+{
+    ngx_uint_t                  i;
+    ngx_http_vibe_write_row_t  *row;
+
+    w->lookup = ngx_http_vibe_lookup_create(r, &w->ctx->caller.db,
+                                            w->rows.nelts);
+    if (w->lookup == NULL) {
+        return NGX_ERROR;
+    }
+
+    row = w->rows.elts;
+
+    for (i = 0; i < w->rows.nelts; i++) {
+
+        row[i].found = NULL;
+
+        if (row[i].status || row[i].document.made) {
+            continue;
+        }
+
+        row[i].found = ngx_http_vibe_lookup_add(w->lookup,
+                                                &row[i].document.id);
+        if (row[i].found == NULL) {
+            return NGX_ERROR;
+        }
+    }
+
+    return ngx_http_vibe_lookup(r, w->lookup, ngx_http_vibe_write_plan, w);
+}
+
+
+static ngx_int_t
+ngx_http_vibe_write_plan(ngx_http_request_t *r, void *data,
+    ngx_http_vibe_call_t *failed)
+{
+    ngx_http_vibe_write_t *w = data;
+
+    ngx_uint_t                  i;
+    ngx_http_vibe_write_row_t  *row;
+
+    if (failed != NULL) {
+        return ngx_http_vibe_couch_failed(r, failed);
+    }
+
+    if (w->lookup->missing) {
+        return ngx_http_vibe_write_owner(r, w, NGX_HTTP_VIBE_MISSING);
+    }
+
+    w->bulk = ngx_http_vibe_bulk_create(r, &w->ctx->caller.db, w->rows.nelts);
+    if (w->bulk == NULL) {
+        return NGX_ERROR;
+    }
+
+    row = w->rows.elts;
+
+    for (i = 0; i < w->rows.nelts; i++) {
+        if (row[i].status == 0
+            && ngx_http_vibe_write_plan_one(r, w, &row[i]) != NGX_OK)
+        {
+            return NGX_ERROR;
+        }
+    }
+
+    return ngx_http_vibe_bulk(r, w->bulk, ngx_http_vibe_write_written, w);
+}
+
+
+static ngx_int_t
+ngx_http_vibe_write_plan_one(ngx_http_request_t *r, ngx_http_vibe_write_t *w,
+    ngx_http_vibe_write_row_t *row)
+{
+    ngx_str_t                    rev, collection;
+    ngx_uint_t                   alive;
+    ngx_http_vibe_bulk_row_t    *b;
+    ngx_http_vibe_document_t    *document;
+    ngx_http_vibe_lookup_row_t  *found;
+
+    document = &row->document;
+    found = (row->found && row->found->doc) ? row->found : NULL;
+    alive = (found && !found->deleted);
+    rev = document->rev;
+
+    ngx_memzero(&row->before, sizeof(ngx_http_vibe_access_t));
+
+    if (alive) {
+        if (ngx_http_vibe_copy_collection(found->doc, &document->id,
+                                          &collection)
+            == NGX_OK
+            && (collection.len != w->ctx->collection.len
+                || ngx_strncmp(collection.data, w->ctx->collection.data,
+                               collection.len)
+                   != 0))
+        {
+            ngx_http_vibe_write_refuse(row, NGX_HTTP_CONFLICT,
+                             "The document is in another collection.");
+            return NGX_OK;
+        }
+
+        if (ngx_http_vibe_acl_decide(r->pool, &w->ctx->caller.did, found->doc,
+                                     &row->before)
+            != NGX_OK)
+        {
+            return NGX_ERROR;
+        }
+
+    } else if (document->deleted && rev.len == 0) {
+        ngx_http_vibe_write_refuse(row, NGX_HTTP_NOT_FOUND,
+                                   found ? "deleted" : "missing");
+        return NGX_OK;
+    }
+
+    /* without a _rev the last writer wins, over what was found just now */
+
+    if (rev.len == 0 && found) {
+        rev = found->rev;
+    }
+
+    b = ngx_http_vibe_bulk_add(w->bulk, row);
+    if (b == NULL) {
+        return NGX_ERROR;
+    }
+
+    ngx_http_vibe_document_put(&b->doc, document, &w->ctx->collection, &rev);
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_vibe_write_written(ngx_http_request_t *r, void *data,
+    ngx_http_vibe_call_t *failed)
+{
+    ngx_http_vibe_write_t *w = data;
+
+    ngx_uint_t                  i, again;
+    ngx_http_vibe_bulk_row_t   *b;
+    ngx_http_vibe_write_row_t  *row;
+
+    if (w->bulk->missing) {
+        return ngx_http_vibe_write_owner(r, w, NGX_HTTP_VIBE_MISSING);
+    }
+
+    /* where nothing at all was written, one error for all says it best */
+
+    if (failed != NULL && w->bulk->from == 0) {
+        return ngx_http_vibe_couch_failed(r, failed);
+    }
+
+    w->tries++;
+
+    b = w->bulk->rows.elts;
+
+    for (i = 0; i < w->bulk->rows.nelts; i++) {
+        ngx_http_vibe_write_result(w, b[i].data, &b[i]);
+    }
+
+    row = w->rows.elts;
+    again = 0;
+
+    for (i = 0; i < w->rows.nelts; i++) {
+        again += (row[i].status == 0);
+    }
+
+    if (again) {
+        return ngx_http_vibe_write_look(r, w);
+    }
+
+    return ngx_http_vibe_write_mirror(r, w);
+}
+
+
+static void
+ngx_http_vibe_write_result(ngx_http_vibe_write_t *w,
+    ngx_http_vibe_write_row_t *row, ngx_http_vibe_bulk_row_t *result)
+{
+    switch (result->status) {
+
+    case NGX_HTTP_CREATED:
+    case NGX_HTTP_ACCEPTED:
+        row->status = NGX_HTTP_CREATED;
+        row->rev = result->rev;
+        return;
+
+    case NGX_HTTP_CONFLICT:
+
+        if (row->document.rev.len == 0
+            && w->tries < NGX_HTTP_VIBE_WRITE_TRIES)
+        {
+            /* somebody was faster: look again */
+            row->document.made = 0;
+            return;
+        }
+
+        ngx_http_vibe_write_refuse(row, NGX_HTTP_CONFLICT,
+                                   "Document update conflict.");
+        return;
+
+    case NGX_HTTP_SERVICE_UNAVAILABLE:
+    case NGX_HTTP_GATEWAY_TIME_OUT:
+        ngx_http_vibe_write_refuse(row, result->status,
+                                   "The database did not answer.");
+        return;
+
+    default:
+
+        if (result->status < NGX_HTTP_INTERNAL_SERVER_ERROR
+            && result->status != NGX_HTTP_UNAUTHORIZED)
+        {
+            row->status = result->status;
+
+        } else if (row->document.attachments
+                   && result->status == NGX_HTTP_INTERNAL_SERVER_ERROR)
+        {
+            /* CouchDB's answer to an attachment that is none */
+            row->status = NGX_HTTP_BAD_REQUEST;
+
+        } else {
+            ngx_http_vibe_write_refuse(row, NGX_HTTP_BAD_GATEWAY,
+                                 "The database gave no valid answer.");
+            return;
+        }
+
+        row->reason = result->reason;
+    }
+}
+
+
+static ngx_int_t
+ngx_http_vibe_write_mirror(ngx_http_request_t *r, ngx_http_vibe_write_t *w)
+{
+    ngx_uint_t                  i;
+    ngx_http_vibe_write_row_t  *row;
+
+    w->mirror = ngx_http_vibe_mirror_create(r, &w->ctx->caller,
+                                            w->rows.nelts);
+    if (w->mirror == NULL) {
+        return NGX_ERROR;
+    }
+
+    row = w->rows.elts;
+
+    for (i = 0; i < w->rows.nelts; i++) {
+
+        if (w->unowned) {
+            break;
+        }
+
+        if (ngx_http_vibe_write_mirror_one(r, w, &row[i]) != NGX_OK) {
+            return NGX_ERROR;
+        }
+    }
+
+    return ngx_http_vibe_mirror(r, w->mirror, ngx_http_vibe_write_answer, w);
+}
+
+
+static ngx_int_t
+ngx_http_vibe_write_mirror_one(ngx_http_request_t *r,
+    ngx_http_vibe_write_t *w, ngx_http_vibe_write_row_t *row)
+{
+    ngx_uint_t                   unsure;
+    ngx_http_vibe_access_t       access;
+    ngx_http_vibe_document_t    *document;
+    ngx_http_vibe_mirror_row_t  *m;
+
+    document = &row->document;
+
+    /* a conflict with a write of our own that was sent twice, perhaps */
+
+    unsure = (row->status == NGX_HTTP_CONFLICT && w->bulk->resent
+              && row->found != NULL);
+
+    if (row->status != NGX_HTTP_CREATED && !unsure) {
+        return NGX_OK;
+    }
+
+    if (ngx_http_vibe_acl_decide(r->pool, &w->ctx->caller.did, document->json,
+                                 &access)
+        != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
+    if (document->made && access.kind == NGX_HTTP_VIBE_PRIVATE) {
+        /* nothing of it was ever anywhere else */
+        return NGX_OK;
+    }
+
+    m = ngx_http_vibe_mirror_add(w->mirror);
+    if (m == NULL) {
+        return NGX_ERROR;
+    }
+
+    m->id = document->id;
+    m->collection = w->ctx->collection;
+    m->rev = row->rev;
+    m->doc = document->deleted ? NULL : document->json;
+    m->access = access;
+    m->before = row->before;
+    m->made = document->made;
+
+    /* with other leaves about, what was written may not be the winner */
+
+    m->ask = unsure
+             || (row->found && row->found->conflicts)
+             || (row->found && row->found->doc && document->rev.len
+                 && ngx_http_vibe_rev_cmp(&document->rev, &row->found->rev)
+                    != 0);
+
+    row->mirror = unsure ? NULL : m;
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_vibe_write_answer(ngx_http_request_t *r, void *data,
+    ngx_http_vibe_call_t *failed)
+{
+    ngx_http_vibe_write_t *w = data;
+
+    ngx_uint_t                  i, status;
+    ngx_http_vibe_json_out_t    out;
+    ngx_http_vibe_write_row_t  *row;
+
+    row = w->rows.elts;
+
+    if (!w->array && row->status != NGX_HTTP_CREATED) {
+        return ngx_http_vibe_error(r, row->status, &row->reason);
+    }
+
+    status = NGX_HTTP_CREATED;
+
+    ngx_http_vibe_json_out_init(&out, r->pool);
+
+    if (w->array) {
+        ngx_http_vibe_json_put_text(&out, "[");
+    }
+
+    for (i = 0; i < w->rows.nelts; i++) {
+        if (i > 0) {
+            ngx_http_vibe_json_put_text(&out, ",");
+        }
+
+        ngx_http_vibe_write_put_row(&out, &row[i]);
+
+        if (ngx_http_vibe_write_pending(&row[i])) {
+            status = NGX_HTTP_ACCEPTED;
+        }
+    }
+
+    if (w->array) {
+        ngx_http_vibe_json_put_text(&out, "]");
+    }
+
+    ngx_http_vibe_json_put_text(&out, "\n");
+
+    return ngx_http_vibe_answer(r, status, &out);
+}
+
+
+static ngx_uint_t
+ngx_http_vibe_write_pending(ngx_http_vibe_write_row_t *row)
+{
+    return row->mirror != NULL && !row->mirror->done;
+}
+
+
+static void
+ngx_http_vibe_write_put_row(ngx_http_vibe_json_out_t *out,
+    ngx_http_vibe_write_row_t *row)
+{
+    ngx_str_t  name;
+
+    if (row->status != NGX_HTTP_CREATED) {
+
+        ngx_http_vibe_error_name(row->status, &name);
+
+        ngx_http_vibe_json_put_text(out, "{\"id\":");
+
+        if (row->document.id.len) {
+            ngx_http_vibe_json_put_string(out, &row->document.id);
+
+        } else {
+            ngx_http_vibe_json_put_text(out, "null");
+        }
+
+        ngx_http_vibe_json_put_text(out, ",\"error\":");
+        ngx_http_vibe_json_put_string(out, &name);
+        ngx_http_vibe_json_put_text(out, ",\"reason\":");
+        ngx_http_vibe_json_put_string(out, &row->reason);
+        ngx_http_vibe_json_put_text(out, "}");
+
+        return;
+    }
+
+    ngx_http_vibe_json_put_text(out, "{\"ok\":true,\"id\":");
+    ngx_http_vibe_json_put_string(out, &row->document.id);
+    ngx_http_vibe_json_put_text(out, ",\"rev\":");
+    ngx_http_vibe_json_put_string(out, &row->rev);
+    ngx_http_vibe_json_put_text(out, ",\"global\":");
+
+    if (row->mirror != NULL
+        && (row->mirror->copied
+            || (!row->mirror->done
+                && row->mirror->access.kind != NGX_HTTP_VIBE_PRIVATE)))
+    {
+        ngx_http_vibe_json_put_string(out, &row->mirror->global);
+
+    } else {
+        ngx_http_vibe_json_put_text(out, "null");
+    }
+
+    if (ngx_http_vibe_write_pending(row)) {
+        ngx_http_vibe_json_put_text(out, ",\"mirror\":\"pending\"");
+    }
+
+    ngx_http_vibe_json_put_text(out, "}");
+}
