@@ -870,7 +870,7 @@ ngx_http_vibe_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     ngx_conf_merge_value(conf->anonymous, prev->anonymous, 0);
     ngx_conf_merge_str_value(conf->jwt.issuer, prev->jwt.issuer, "");
     ngx_conf_merge_str_value(conf->jwt.audience, prev->jwt.audience, "");
-    ngx_conf_merge_sec_value(conf->jwt.leeway, prev->jwt.leeway, 30);
+    ngx_conf_merge_sec_value(conf->jwt.leeway, prev->jwt.leeway, 0);
     ngx_conf_merge_value(conf->max_docs, prev->max_docs, 1000);
     ngx_conf_merge_value(conf->max_limit, prev->max_limit, 1000);
     ngx_conf_merge_value(conf->own_indexes, prev->own_indexes, 8);

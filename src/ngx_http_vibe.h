@@ -92,6 +92,7 @@ typedef struct {
 
     unsigned                     answered:1;   /* by us, not by nginx */
     unsigned                     replace:1;    /* nginx's error page */
+    unsigned                     gone:1;       /* the client */
 } ngx_http_vibe_ctx_t;
 
 

@@ -242,11 +242,7 @@ ngx_http_vibe_acl_rule(ngx_http_vibe_json_t *node, ngx_uint_t deny,
         if (rule->all) {
             *rule = term;
 
-        } else if (rule->did.len != term.did.len
-                   || ngx_memcmp(rule->did.data, term.did.data,
-                                 term.did.len)
-                      != 0)
-        {
+        } else if (!ngx_http_vibe_same(&rule->did, &term.did)) {
             ngx_str_null(&rule->did);
         }
     }
@@ -274,7 +270,7 @@ ngx_http_vibe_acl_rule_term(ngx_http_vibe_json_t *node, ngx_uint_t deny,
         return ngx_http_vibe_is_did(&node->string) ? NGX_OK : NGX_DECLINED;
     }
 
-    /* a certificate cannot be checked here: see DESIGN of the ACL, README */
+    /* a certificate cannot be checked here: it matches nobody, or all */
 
     issuer = ngx_http_vibe_json_get(node, "issuer");
     type = ngx_http_vibe_json_get(node, "type");
@@ -304,9 +300,7 @@ ngx_http_vibe_acl_subtract(ngx_array_t *from, ngx_array_t *what,
     for (i = 0; i < from->nelts; i++) {
 
         if (ngx_http_vibe_acl_holds(what, &did[i])
-            || (owner != NULL
-                && did[i].len == owner->len
-                && ngx_memcmp(did[i].data, owner->data, owner->len) == 0))
+            || (owner != NULL && ngx_http_vibe_same(&did[i], owner)))
         {
             continue;
         }
@@ -329,9 +323,7 @@ ngx_http_vibe_acl_holds(ngx_array_t *dids, ngx_str_t *did)
     d = dids->elts;
 
     for (i = 0; i < dids->nelts; i++) {
-        if (d[i].len == did->len
-            && ngx_memcmp(d[i].data, did->data, did->len) == 0)
-        {
+        if (ngx_http_vibe_same(&d[i], did)) {
             return 1;
         }
     }
@@ -447,9 +439,7 @@ ngx_http_vibe_acl_may_read(ngx_http_vibe_access_t *access, ngx_str_t *owner,
         return 0;
     }
 
-    if (did->len == owner->len
-        && ngx_memcmp(did->data, owner->data, owner->len) == 0)
-    {
+    if (ngx_http_vibe_same(did, owner)) {
         return 1;
     }
 
@@ -473,7 +463,7 @@ ngx_http_vibe_acl_put(ngx_http_vibe_json_out_t *out,
     }
 
     ngx_http_vibe_json_put_text(out,
-                                ",\"vibe_access\":\"restricted\",\"vibe_read\":");
+        ",\"vibe_access\":\"restricted\",\"vibe_read\":");
     ngx_http_vibe_acl_put_list(out, access->all, &access->read);
 
     ngx_http_vibe_json_put_text(out, ",\"vibe_deny\":");
@@ -498,7 +488,8 @@ void
 ngx_http_vibe_acl_put_selector(ngx_http_vibe_json_out_t *out, ngx_str_t *did)
 {
     if (did->len == 0) {
-        ngx_http_vibe_json_put_text(out, "{\"vibe_access\":{\"$eq\":\"public\"}}");
+        ngx_http_vibe_json_put_text(out,
+            "{\"vibe_access\":{\"$eq\":\"public\"}}");
         return;
     }
 

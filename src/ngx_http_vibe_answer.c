@@ -9,6 +9,8 @@ typedef struct {
 } ngx_http_vibe_error_t;
 
 
+static ngx_int_t ngx_http_vibe_answer_begin(ngx_http_request_t *r,
+    ngx_uint_t status);
 static ngx_int_t ngx_http_vibe_answer_error(ngx_http_request_t *r,
     ngx_uint_t status, ngx_str_t *reason, ngx_http_vibe_json_out_t *out);
 static ngx_int_t ngx_http_vibe_retry_after(ngx_http_request_t *r,
@@ -68,16 +70,15 @@ ngx_int_t
 ngx_http_vibe_answer(ngx_http_request_t *r, ngx_uint_t status,
     ngx_http_vibe_json_out_t *out)
 {
-    ngx_int_t             rc;
-    ngx_chain_t          *cl, *last;
-    ngx_http_vibe_ctx_t  *ctx;
+    ngx_int_t     rc;
+    ngx_chain_t  *cl, *last;
 
     cl = ngx_http_vibe_json_out_chain(out);
     if (cl == NULL) {
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
     }
 
-    rc = ngx_http_discard_request_body(r);
+    rc = ngx_http_vibe_answer_begin(r, status);
     if (rc != NGX_OK) {
         return rc;
     }
@@ -87,10 +88,6 @@ ngx_http_vibe_answer(ngx_http_request_t *r, ngx_uint_t status,
     last->buf->last_buf = (r == r->main) ? 1 : 0;
     last->buf->last_in_chain = 1;
 
-    ctx = ngx_http_get_module_ctx(r, ngx_http_vibe_module);
-    ctx->answered = 1;
-
-    r->headers_out.status = status;
     r->headers_out.content_length_n = out->size;
 
     ngx_str_set(&r->headers_out.content_type, "application/json");
@@ -114,18 +111,13 @@ ngx_http_vibe_answer(ngx_http_request_t *r, ngx_uint_t status,
 ngx_int_t
 ngx_http_vibe_answer_empty(ngx_http_request_t *r, ngx_uint_t status)
 {
-    ngx_int_t             rc;
-    ngx_http_vibe_ctx_t  *ctx;
+    ngx_int_t  rc;
 
-    ctx = ngx_http_get_module_ctx(r, ngx_http_vibe_module);
-    ctx->answered = 1;
-
-    rc = ngx_http_discard_request_body(r);
+    rc = ngx_http_vibe_answer_begin(r, status);
     if (rc != NGX_OK) {
         return rc;
     }
 
-    r->headers_out.status = status;
     r->header_only = 1;
 
     ngx_http_clear_content_length(r);
@@ -133,6 +125,28 @@ ngx_http_vibe_answer_empty(ngx_http_request_t *r, ngx_uint_t status)
     rc = ngx_http_send_header(r);
 
     return (rc == NGX_AGAIN) ? NGX_OK : rc;
+}
+
+
+/* a body that was not read must not be taken for the next request */
+
+static ngx_int_t
+ngx_http_vibe_answer_begin(ngx_http_request_t *r, ngx_uint_t status)
+{
+    ngx_http_vibe_ctx_t  *ctx;
+
+    ctx = ngx_http_get_module_ctx(r, ngx_http_vibe_module);
+
+    if (ctx->gone) {
+        r->connection->error = 1;
+        return NGX_HTTP_CLIENT_CLOSED_REQUEST;
+    }
+
+    ctx->answered = 1;
+
+    r->headers_out.status = status;
+
+    return ngx_http_discard_request_body(r);
 }
 
 
@@ -275,16 +289,14 @@ ngx_http_vibe_couch_status(ngx_http_vibe_call_t *call, const char **reason)
 ngx_int_t
 ngx_http_vibe_couch_failed(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
 {
-    ngx_str_t    answer;
     ngx_uint_t   status;
     const char  *reason;
 
-    answer = call->answer;
-    answer.len = ngx_min(answer.len, 200);
+    /* not the answer itself: a log is read by more than may read documents */
 
     ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,
-                  "couchdb answered \"%V\" with %ui: %V",
-                  &call->path, call->status, &answer);
+                  "couchdb answered \"%V\" with %ui",
+                  &call->path, call->status);
 
     status = ngx_http_vibe_couch_status(call, &reason);
 
@@ -400,9 +412,7 @@ ngx_http_vibe_origin(ngx_http_request_t *r, ngx_str_t *origin)
     o = vlcf->origins->elts;
 
     for (i = 0; i < vlcf->origins->nelts; i++) {
-        if (o[i].len == h->value.len
-            && ngx_strncmp(o[i].data, h->value.data, o[i].len) == 0)
-        {
+        if (ngx_http_vibe_same(&o[i], &h->value)) {
             *origin = o[i];
             return NGX_OK;
         }

@@ -250,7 +250,8 @@ ngx_http_vibe_bulk_status(ngx_str_t *error)
         { ngx_string("forbidden"), NGX_HTTP_FORBIDDEN },
         { ngx_string("unauthorized"), NGX_HTTP_FORBIDDEN },
         { ngx_string("not_found"), NGX_HTTP_NOT_FOUND },
-        { ngx_string("document_too_large"), NGX_HTTP_REQUEST_ENTITY_TOO_LARGE },
+        { ngx_string("document_too_large"),
+          NGX_HTTP_REQUEST_ENTITY_TOO_LARGE },
         { ngx_string("too_large"), NGX_HTTP_REQUEST_ENTITY_TOO_LARGE },
         { ngx_string("bad_request"), NGX_HTTP_BAD_REQUEST },
         { ngx_string("doc_validation"), NGX_HTTP_BAD_REQUEST },
@@ -260,10 +261,7 @@ ngx_http_vibe_bulk_status(ngx_str_t *error)
     };
 
     for (i = 0; statuses[i].status; i++) {
-        if (error->len == statuses[i].error.len
-            && ngx_strncmp(error->data, statuses[i].error.data, error->len)
-               == 0)
-        {
+        if (ngx_http_vibe_same(error, &statuses[i].error)) {
             return statuses[i].status;
         }
     }

@@ -108,7 +108,8 @@ ngx_http_vibe_identify_token(ngx_http_request_t *r,
      * page can forge is where the page came from.
      */
 
-    if (ngx_http_vibe_token_in_cookie(r, &token)
+    if (vlcf->token != NULL
+        && ngx_http_vibe_token_in_cookie(r, &token)
         && ngx_http_vibe_origin(r, &origin) != NGX_OK)
     {
         *reason = "A token from a cookie needs an allowed Origin.";
@@ -271,9 +272,7 @@ ngx_http_vibe_identify_db(ngx_http_request_t *r,
         return rc;
     }
 
-    if (did.len != caller->did.len
-        || ngx_memcmp(did.data, caller->did.data, did.len) != 0)
-    {
+    if (!ngx_http_vibe_same(&did, &caller->did)) {
         *reason = "This database belongs to another DID.";
         return NGX_HTTP_FORBIDDEN;
     }

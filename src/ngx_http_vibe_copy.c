@@ -55,9 +55,7 @@ ngx_http_vibe_copy_put_members(ngx_http_vibe_json_out_t *out,
 
         if ((m->name.len && m->name.data[0] == '_')
             || ngx_http_vibe_is_own(&m->name)
-            || (m->name.len == collection.len
-                && ngx_strncmp(m->name.data, collection.data, collection.len)
-                   == 0))
+            || ngx_http_vibe_same(&m->name, &collection))
         {
             continue;
         }

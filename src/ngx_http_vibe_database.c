@@ -180,9 +180,7 @@ ngx_http_vibe_owner_is(ngx_http_request_t *r, ngx_http_vibe_owner_t *o,
 
     caller = o->caller;
 
-    if (did->len != caller->did.len
-        || ngx_memcmp(did->data, caller->did.data, did->len) != 0)
-    {
+    if (!ngx_http_vibe_same(did, &caller->did)) {
         return ngx_http_vibe_error_text(r, NGX_HTTP_FORBIDDEN,
                                     "This database belongs to another DID.");
     }
@@ -226,8 +224,10 @@ ngx_http_vibe_owner_info(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
     live = ngx_http_vibe_json_get(root, "doc_count");
     deleted = ngx_http_vibe_json_get(root, "doc_del_count");
 
-    if (live != NULL && ngx_http_vibe_json_uint(live, 0, &n) == NGX_OK
-        && deleted != NULL && ngx_http_vibe_json_uint(deleted, 0, &n) == NGX_OK)
+    if (live != NULL
+        && ngx_http_vibe_json_uint(live, 0, &n) == NGX_OK
+        && deleted != NULL
+        && ngx_http_vibe_json_uint(deleted, 0, &n) == NGX_OK)
     {
         return ngx_http_vibe_owner_put(r, o);
     }

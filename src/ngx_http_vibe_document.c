@@ -98,11 +98,7 @@ ngx_http_vibe_document_member(ngx_str_t *name)
     ngx_uint_t  i;
 
     for (i = 0; i < NGX_HTTP_VIBE_MEMBERS; i++) {
-        if (name->len == ngx_http_vibe_members[i].len
-            && ngx_strncmp(name->data, ngx_http_vibe_members[i].data,
-                           name->len)
-               == 0)
-        {
+        if (ngx_http_vibe_same(name, &ngx_http_vibe_members[i])) {
             return i;
         }
     }

@@ -128,8 +128,7 @@ ngx_http_vibe_expand_add_ref(ngx_http_request_t *r,
     }
 
     ref->node = node;
-    ref->own = (did->len == expand->did.len
-                && ngx_memcmp(did->data, expand->did.data, did->len) == 0);
+    ref->own = ngx_http_vibe_same(did, &expand->did);
 
     if (ref->own) {
         ref->row = ngx_http_vibe_expand_row(expand->own, id);
@@ -157,9 +156,7 @@ ngx_http_vibe_expand_row(ngx_http_vibe_lookup_t *lookup, ngx_str_t *id)
     row = lookup->rows.elts;
 
     for (i = 0; i < lookup->rows.nelts; i++) {
-        if (row[i].id.len == id->len
-            && ngx_memcmp(row[i].id.data, id->data, id->len) == 0)
-        {
+        if (ngx_http_vibe_same(&row[i].id, id)) {
             return &row[i];
         }
     }

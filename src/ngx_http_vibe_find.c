@@ -118,9 +118,7 @@ ngx_http_vibe_find_member(ngx_str_t *name)
     ngx_http_vibe_find_member_t  *m;
 
     for (m = ngx_http_vibe_find_known; m->name.len; m++) {
-        if (m->name.len == name->len
-            && ngx_strncmp(m->name.data, name->data, name->len) == 0)
-        {
+        if (ngx_http_vibe_same(&m->name, name)) {
             return m;
         }
     }

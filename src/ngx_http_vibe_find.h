@@ -16,7 +16,7 @@
 #include "ngx_http_vibe_json.h"
 
 
-#define NGX_HTTP_VIBE_LIMIT             25      /* where the query names none */
+#define NGX_HTTP_VIBE_LIMIT             25      /* without "limit" */
 #define NGX_HTTP_VIBE_SKIP_MAX          10000
 #define NGX_HTTP_VIBE_BOOKMARK_MAX      8192    /* bytes */
 #define NGX_HTTP_VIBE_EXPAND_NAMES_MAX  20

@@ -207,10 +207,7 @@ ngx_http_vibe_global_index(ngx_http_request_t *r, ngx_str_t *collection,
 
         if ((index[i].collection.len == 1
              && index[i].collection.data[0] == '*')
-            || (index[i].collection.len == collection->len
-                && ngx_strncmp(index[i].collection.data, collection->data,
-                               collection->len)
-                   == 0))
+            || ngx_http_vibe_same(&index[i].collection, collection))
         {
             if (ngx_http_vibe_index_same(&index[i].fields, fields)) {
                 return &index[i];
@@ -236,9 +233,7 @@ ngx_http_vibe_index_same(ngx_array_t *a, ngx_array_t *b)
     fb = b->elts;
 
     for (i = 0; i < a->nelts; i++) {
-        if (fa[i].len != fb[i].len
-            || ngx_strncmp(fa[i].data, fb[i].data, fa[i].len) != 0)
-        {
+        if (!ngx_http_vibe_same(&fa[i], &fb[i])) {
             return 0;
         }
     }

@@ -82,6 +82,7 @@ ngx_int_t
 ngx_http_vibe_json_scan(ngx_pool_t *pool, ngx_str_t *text, ngx_uint_t depth,
     ngx_http_vibe_json_t **root, const char **reason)
 {
+    u_char                     *p;
     yajl_status                 status;
     ngx_http_vibe_json_scan_t   scan;
 
@@ -122,6 +123,15 @@ ngx_http_vibe_json_scan(ngx_pool_t *pool, ngx_str_t *text, ngx_uint_t depth,
         return NGX_DECLINED;
     }
 
+    /* yajl overlooks a string that is cut off by the end of the text */
+
+    for (p = scan.last; p < text->data + text->len; p++) {
+        if (*p != ' ' && *p != '\t' && *p != CR && *p != LF) {
+            *reason = "invalid JSON";
+            return NGX_DECLINED;
+        }
+    }
+
     *root = scan.root;
 
     return NGX_OK;
@@ -130,7 +140,7 @@ ngx_http_vibe_json_scan(ngx_pool_t *pool, ngx_str_t *text, ngx_uint_t depth,
 
 /*
  * What yajl lets pass and CouchDB does not: overlong forms and surrogates in
- * UTF-8, and a "\ud800" without its other half.
+ * UTF-8, a "\ud800" without its other half, a form feed as white space.
  */
 
 static const char *
@@ -161,6 +171,10 @@ ngx_http_vibe_json_check_text(ngx_str_t *text)
             }
 
             continue;
+        }
+
+        if (*p < ' ' && *p != '\t' && *p != CR && *p != LF) {
+            return "invalid JSON";
         }
 
         p++;
@@ -571,9 +585,7 @@ ngx_http_vibe_json_member(ngx_http_vibe_json_t *object, ngx_str_t *name)
     found = NULL;
 
     for (m = object->child; m; m = m->next) {
-        if (m->name.len == name->len
-            && ngx_memcmp(m->name.data, name->data, name->len) == 0)
-        {
+        if (ngx_http_vibe_same(&m->name, name)) {
             found = m;
         }
     }
@@ -591,9 +603,7 @@ ngx_http_vibe_json_count(ngx_http_vibe_json_t *object, ngx_str_t *name)
     n = 0;
 
     for (m = object->child; m; m = m->next) {
-        if (m->name.len == name->len
-            && ngx_memcmp(m->name.data, name->data, name->len) == 0)
-        {
+        if (ngx_http_vibe_same(&m->name, name)) {
             n++;
         }
     }

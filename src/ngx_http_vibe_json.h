@@ -20,7 +20,7 @@
 #include <ngx_core.h>
 
 
-/* how deep a text may nest: the scan itself does not recurse, its readers do */
+/* how deep a text may nest: the scan does not recurse, its readers do */
 #define NGX_HTTP_VIBE_JSON_MAX_DEPTH  100
 
 /* how many values of one text are remembered, some 100 bytes each */
@@ -28,6 +28,12 @@
 
 /* "depth" for ngx_http_vibe_json_scan(): remember every value */
 #define NGX_HTTP_VIBE_JSON_ALL        NGX_HTTP_VIBE_JSON_MAX_DEPTH
+
+
+/* 1 if two strings have the same bytes */
+#define ngx_http_vibe_same(a, b)                                              \
+    ((a)->len == (b)->len                                                     \
+     && ngx_memcmp((a)->data, (b)->data, (a)->len) == 0)
 
 
 typedef enum {

@@ -183,8 +183,7 @@ ngx_http_vibe_lookup_read(ngx_http_vibe_lookup_t *lookup,
 
         if (id == NULL
             || id->type != NGX_HTTP_VIBE_JSON_STRING
-            || id->string.len != row[i].id.len
-            || ngx_memcmp(id->string.data, row[i].id.data, id->string.len) != 0
+            || !ngx_http_vibe_same(&id->string, &row[i].id)
             || docs == NULL
             || docs->type != NGX_HTTP_VIBE_JSON_ARRAY)
         {

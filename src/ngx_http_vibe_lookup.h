@@ -27,7 +27,7 @@ typedef struct {
 
 typedef struct {
     ngx_str_t                  db;
-    ngx_array_t                rows;         /* of ngx_http_vibe_lookup_row_t */
+    ngx_array_t                rows;         /* ngx_http_vibe_lookup_row_t */
     ngx_http_vibe_next_pt      next;
     void                      *data;
 

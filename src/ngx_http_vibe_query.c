@@ -325,7 +325,8 @@ ngx_http_vibe_query_refused(ngx_http_request_t *r, ngx_http_vibe_query_t *q,
 
     if (rc == NGX_OK) {
         ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,
-                      "couchdb refused a query: %V", &call->answer);
+                      "couchdb refused a query: \"%V\"",
+                      error ? &error->string : &call->path);
 
         return ngx_http_vibe_error_text(r, NGX_HTTP_BAD_REQUEST,
                                "The database cannot answer this query.");
@@ -559,9 +560,7 @@ ngx_http_vibe_query_expands(ngx_http_vibe_query_t *q,
     name = q->find.expand.elts;
 
     for (i = 0; i < q->find.expand.nelts; i++) {
-        if (name[i].len == member->name.len
-            && ngx_memcmp(name[i].data, member->name.data, name[i].len) == 0)
-        {
+        if (ngx_http_vibe_same(&name[i], &member->name)) {
             return member;
         }
     }

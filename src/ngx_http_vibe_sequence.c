@@ -87,9 +87,7 @@ ngx_http_vibe_sequence_usable(ngx_http_vibe_seq_t *s, ngx_str_t *db)
 {
     ngx_msec_t  age;
 
-    if (s->db.len != db->len
-        || ngx_memcmp(s->db.data, db->data, db->len) != 0)
-    {
+    if (!ngx_http_vibe_same(&s->db, db)) {
         return 0;
     }
 

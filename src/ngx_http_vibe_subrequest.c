@@ -79,20 +79,24 @@ ngx_http_vibe_request(ngx_http_request_t *r, ngx_uint_t method, ngx_str_t *db,
 }
 
 
+/* CouchDB tells a missing database from a missing document by the reason */
+
 ngx_uint_t
 ngx_http_vibe_no_database(ngx_http_vibe_call_t *call)
 {
-    return call->status == NGX_HTTP_NOT_FOUND
-           && (ngx_strlcasestrn(call->answer.data,
-                                call->answer.data + call->answer.len,
-                                (u_char *) "database does not exist",
-                                sizeof("database does not exist") - 2)
-               != NULL
-               || ngx_strlcasestrn(call->answer.data,
-                                   call->answer.data + call->answer.len,
-                                   (u_char *) "no_db_file",
-                                   sizeof("no_db_file") - 2)
-                  != NULL);
+    u_char  *p, *last;
+
+    if (call->status != NGX_HTTP_NOT_FOUND) {
+        return 0;
+    }
+
+    p = call->answer.data;
+    last = p + call->answer.len;
+
+    return ngx_strlcasestrn(p, last, (u_char *) "database does not exist",
+                            sizeof("database does not exist") - 2)
+           || ngx_strlcasestrn(p, last, (u_char *) "no_db_file",
+                               sizeof("no_db_file") - 2);
 }
 
 
@@ -216,6 +220,21 @@ ngx_http_vibe_subrequest_done(ngx_http_request_t *sr, void *data,
     ngx_int_t rc)
 {
     ngx_http_vibe_call_t *call = data;
+
+    ngx_http_vibe_ctx_t  *ctx;
+
+    if (sr->connection->error) {
+
+        /*
+         * The client of an HTTP/2 stream is gone, which would end all that
+         * was begun for it here and now.  It ends with the answer instead.
+         */
+
+        ctx = ngx_http_get_module_ctx(sr->main, ngx_http_vibe_module);
+
+        ctx->gone = 1;
+        sr->connection->error = 0;
+    }
 
     if (call->done || call->subrequest != sr) {
         return NGX_OK;

@@ -214,11 +214,8 @@ ngx_http_vibe_write_refuse_twice(ngx_http_vibe_write_t *w)
               ngx_http_vibe_write_cmp_ids);
 
     for (i = 1; i < n; i++) {
-        if (sorted[i]->document.id.len == sorted[i - 1]->document.id.len
-            && ngx_memcmp(sorted[i]->document.id.data,
-                          sorted[i - 1]->document.id.data,
-                          sorted[i]->document.id.len)
-               == 0)
+        if (ngx_http_vibe_same(&sorted[i]->document.id,
+                               &sorted[i - 1]->document.id))
         {
             ngx_http_vibe_write_refuse(sorted[i], NGX_HTTP_CONFLICT,
                          "The _id is in the array more than once.");
@@ -364,10 +361,7 @@ ngx_http_vibe_write_plan_one(ngx_http_request_t *r, ngx_http_vibe_write_t *w,
         if (ngx_http_vibe_copy_collection(found->doc, &document->id,
                                           &collection)
             == NGX_OK
-            && (collection.len != w->ctx->collection.len
-                || ngx_strncmp(collection.data, w->ctx->collection.data,
-                               collection.len)
-                   != 0))
+            && !ngx_http_vibe_same(&collection, &w->ctx->collection))
         {
             ngx_http_vibe_write_refuse(row, NGX_HTTP_CONFLICT,
                              "The document is in another collection.");
