@@ -1,0 +1,268 @@
+package Vibe::Proxy;
+
+# A proxy between nginx and the CouchDB under test that can keep requests back:
+#
+#     my $proxy = Vibe::Proxy->start;
+#     my $nginx = nginx_start(http => $proxy->http_config);
+#
+#     my $late = $proxy->hold('^POST /global/_bulk_docs');
+#     ... a request to nginx ...
+#     $proxy->wait_held($late);
+#     ... what shall be faster ...
+#     $proxy->release($late);
+#
+# hold() catches the next request of which "METHOD PATH BODY" matches; each
+# hold catches one.  What was caught can be
+#
+#     release($hold)                    sent on
+#     answer($hold, $status, $body)     answered here and not sent on
+#     lose($hold)                       sent on, its answer thrown away and
+#                                       the connection closed
+#
+# All else is passed on at once.
+
+use strict;
+use warnings;
+
+use IO::Select;
+use IO::Socket::INET;
+use JSON::PP;
+use Socket qw(AF_UNIX SOCK_STREAM PF_UNSPEC);
+use Vibe ();
+
+my $json = JSON::PP->new->utf8->canonical->allow_nonref;
+
+
+sub start {
+    my ($class) = @_;
+
+    my ($url, $auth) = Vibe::couchdb();
+    my ($couch) = $url =~ m{^http://(.+)$}
+        or die "the proxy cannot speak TLS to $url\n";
+
+    my $listen = IO::Socket::INET->new(Listen => 1024, ReuseAddr => 1,
+                                       LocalAddr => '127.0.0.1')
+        or die "proxy: $@\n";
+
+    socketpair(my $here, my $there, AF_UNIX, SOCK_STREAM, PF_UNSPEC)
+        or die "socketpair: $!\n";
+
+    my $self = bless {
+        url => 'http://127.0.0.1:' . $listen->sockport,
+        auth => $auth, control => $here, last => 0,
+    }, $class;
+
+    $self->{pid} = Vibe::_fork(sub {
+        close $here;
+        $SIG{PIPE} = 'IGNORE';
+        _loop({ couch => $couch, listen => $listen, control => $there,
+                select => IO::Select->new($listen, $there),
+                in => {}, holds => [], held => {}, up => {} });
+    });
+
+    close $there;
+    return $self;
+}
+
+
+sub url { return $_[0]{url} }
+
+# http_config(%option): Vibe's, with the proxy in CouchDB's place.
+
+sub http_config {
+    my ($self, %opt) = @_;
+
+    return Vibe::http_config(couchdb => $self->{url},
+                             credentials => $self->{auth}, %opt);
+}
+
+
+sub hold {
+    my ($self, $pattern) = @_;
+
+    my $id = ++$self->{last};
+    $self->_ask('hold', $id, $pattern);
+    return $id;
+}
+
+
+# held($hold): whether it has caught its request; wait_held() waits for that
+# (10 s).
+
+sub held { return $_[0]->_ask('held', $_[1]) }
+
+sub wait_held {
+    my ($self, $id) = @_;
+
+    return Vibe::wait_for(sub { $self->held($id) });
+}
+
+
+sub release { return $_[0]->_ask('release', $_[1]) }
+
+sub lose { return $_[0]->_ask('lose', $_[1]) }
+
+sub answer {
+    my ($self, $id, $status, $body) = @_;
+
+    return $self->_ask('answer', $id, $status,
+                       ref $body ? $json->encode($body) : $body);
+}
+
+
+sub _ask {
+    my ($self, @command) = @_;
+
+    syswrite($self->{control}, $json->encode(\@command) . "\n")
+        // die "the proxy is gone: $!\n";
+
+    my $line = readline($self->{control}) // die "the proxy is gone\n";
+    return $json->decode($line);
+}
+
+
+# From here on in the proxy's own process.
+
+sub _loop {
+    my ($p) = @_;
+
+    my $parent = getppid;
+
+    while (getppid == $parent) {
+        for my $c ($p->{select}->can_read(1)) {
+
+            if ($c == $p->{listen}) {
+                my $new = $c->accept or next;
+                $p->{select}->add($new);
+                $p->{in}{$new} = '';
+
+            } elsif ($c == $p->{control}) {
+                my $line = readline($c) // return;
+                my $answer = _command($p, @{ $json->decode($line) });
+                syswrite($c, $json->encode($answer) . "\n");
+
+            } elsif ($p->{up}{$c}) {
+                _from_couch($p, $c);
+
+            } else {
+                _from_nginx($p, $c);
+            }
+        }
+    }
+}
+
+
+sub _command {
+    my ($p, $name, $id, @more) = @_;
+
+    if ($name eq 'hold') {
+        push @{ $p->{holds} }, { id => $id, pattern => qr/$more[0]/s };
+        return JSON::PP::true;
+    }
+
+    my $held = $p->{held}{$id};
+    return $held ? JSON::PP::true : JSON::PP::false if $name eq 'held';
+
+    delete $p->{held}{$id};
+    return JSON::PP::false if !$held;
+
+    if ($name eq 'answer') {
+        my ($status, $body) = @more;
+        _write($held->{client},
+               "HTTP/1.1 $status Held\r\nContent-Type: application/json\r\n"
+               . 'Content-Length: ' . length($body)
+               . "\r\nConnection: close\r\n\r\n$body");
+        _close($p, $held->{client});
+
+    } else {
+        _forward($p, $held->{client}, $held->{text}, $name eq 'lose');
+    }
+
+    return JSON::PP::true;
+}
+
+
+sub _from_nginx {
+    my ($p, $c) = @_;
+
+    if (!sysread($c, $p->{in}{$c}, 65536, length $p->{in}{$c})) {
+        _close($p, $c);
+        return;
+    }
+
+    my $in = $p->{in}{$c};
+    my ($method, $path, $header, $body) = Vibe::_take_request(\$in) or return;
+
+    my $text = substr($p->{in}{$c}, 0, length($p->{in}{$c}) - length $in);
+    $p->{in}{$c} = $in;
+
+    # One request a connection: its end is the answer's.
+    $text =~ s/\r\nConnection:[^\r]*//i;
+    $text =~ s/\r\n/\r\nConnection: close\r\n/;
+
+    my $asked = "$method $path $body";
+    my ($hold) = grep { $asked =~ $_->{pattern} } @{ $p->{holds} };
+
+    if ($hold) {
+        $p->{holds} = [grep { $_ != $hold } @{ $p->{holds} }];
+        $p->{held}{ $hold->{id} } = { client => $c, text => $text };
+        return;
+    }
+
+    _forward($p, $c, $text, 0);
+}
+
+
+sub _forward {
+    my ($p, $client, $text, $lose) = @_;
+
+    my $up = IO::Socket::INET->new(PeerAddr => $p->{couch});
+
+    if (!$up) {
+        _close($p, $client);
+        return;
+    }
+
+    _write($up, $text);
+    $p->{select}->add($up);
+    $p->{up}{$up} = { client => $client, lose => $lose };
+}
+
+
+sub _from_couch {
+    my ($p, $up) = @_;
+
+    my $for = $p->{up}{$up};
+
+    if (!sysread($up, my $bytes, 65536)) {
+        delete $p->{up}{$up};
+        $p->{select}->remove($up);
+        close $up;
+        _close($p, $for->{client});
+        return;
+    }
+
+    _write($for->{client}, $bytes) if !$for->{lose};
+}
+
+
+sub _write {
+    my ($to, $bytes) = @_;
+
+    my $sent = 0;
+    while ($sent < length $bytes) {
+        $sent += syswrite($to, $bytes, 65536, $sent) // return;
+    }
+}
+
+
+sub _close {
+    my ($p, $c) = @_;
+
+    $p->{select}->remove($c);
+    delete $p->{in}{$c};
+    close $c;
+}
+
+
+1;
