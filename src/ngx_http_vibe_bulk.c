@@ -196,8 +196,10 @@ ngx_http_vibe_bulk_read(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
         }
     }
 
+    /* after a culprit they grow again, so that all cost is in proportion */
+
     bulk->from += bulk->n;
-    bulk->n = bulk->rows.nelts - bulk->from;
+    bulk->n = ngx_min(bulk->n * 2, bulk->rows.nelts - bulk->from);
 
     return NGX_OK;
 }
@@ -311,7 +313,7 @@ ngx_http_vibe_bulk_refused(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
     }
 
     bulk->from++;
-    bulk->n = bulk->rows.nelts - bulk->from;
+    bulk->n = ngx_min(1, bulk->rows.nelts - bulk->from);
 
     return NGX_OK;
 }

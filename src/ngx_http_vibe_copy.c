@@ -5,7 +5,7 @@
 
 static void ngx_http_vibe_copy_put_members(ngx_http_vibe_json_out_t *out,
     ngx_http_vibe_copy_t *copy);
-static void ngx_http_vibe_copy_put_own(ngx_http_vibe_json_out_t *out,
+static void ngx_http_vibe_copy_put_source(ngx_http_vibe_json_out_t *out,
     ngx_http_vibe_copy_t *copy);
 static void ngx_http_vibe_copy_put_member(ngx_http_vibe_json_out_t *out,
     ngx_http_vibe_json_t *member);
@@ -23,6 +23,17 @@ ngx_http_vibe_copy_put(ngx_http_vibe_json_out_t *out,
         ngx_http_vibe_json_put_string(out, &copy->rev);
     }
 
+    ngx_http_vibe_json_put_text(out, ",\"vibe_v\":");
+    ngx_http_vibe_json_put_uint(out, NGX_HTTP_VIBE_FORMAT);
+    ngx_http_vibe_json_put_text(out, ",\"vibe_db\":");
+    ngx_http_vibe_json_put_string(out, &copy->db);
+    ngx_http_vibe_past_put(out, &copy->past);
+
+    if (copy->stub) {
+        ngx_http_vibe_json_put_text(out, ",\"vibe_access\":\"none\"}");
+        return;
+    }
+
     if (copy->access->kind == NGX_HTTP_VIBE_PRIVATE) {
         ngx_http_vibe_json_put_text(out, ",\"_deleted\":true");
 
@@ -31,8 +42,7 @@ ngx_http_vibe_copy_put(ngx_http_vibe_json_out_t *out,
         ngx_http_vibe_acl_put(out, copy->access);
     }
 
-    ngx_http_vibe_copy_put_own(out, copy);
-    ngx_http_vibe_past_put(out, &copy->past);
+    ngx_http_vibe_copy_put_source(out, copy);
 
     ngx_http_vibe_json_put_text(out, "}");
 }
@@ -67,7 +77,7 @@ ngx_http_vibe_copy_put_members(ngx_http_vibe_json_out_t *out,
 
 
 static void
-ngx_http_vibe_copy_put_own(ngx_http_vibe_json_out_t *out,
+ngx_http_vibe_copy_put_source(ngx_http_vibe_json_out_t *out,
     ngx_http_vibe_copy_t *copy)
 {
     if (copy->collection.len) {
@@ -75,14 +85,10 @@ ngx_http_vibe_copy_put_own(ngx_http_vibe_json_out_t *out,
         ngx_http_vibe_json_put_string(out, &copy->collection);
     }
 
-    ngx_http_vibe_json_put_text(out, ",\"vibe_v\":");
-    ngx_http_vibe_json_put_uint(out, NGX_HTTP_VIBE_FORMAT);
     ngx_http_vibe_json_put_text(out, ",\"vibe_rev\":");
     ngx_http_vibe_json_put_string(out, &copy->source);
     ngx_http_vibe_json_put_text(out, ",\"vibe_owner\":");
     ngx_http_vibe_json_put_string(out, &copy->owner);
-    ngx_http_vibe_json_put_text(out, ",\"vibe_db\":");
-    ngx_http_vibe_json_put_string(out, &copy->db);
     ngx_http_vibe_json_put_text(out, ",\"vibe_acl\":");
     ngx_http_vibe_json_put_uint(out, NGX_HTTP_VIBE_ACL_VERSION);
 }

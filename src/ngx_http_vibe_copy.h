@@ -17,6 +17,8 @@
  *   vibe_never   who could not
  *
  * A tombstone keeps those that are not about the access now, and collection.
+ * A stub, which holds the place of a copy to come, has vibe_v, vibe_db and
+ * the past readers, and "none" as its access: it matches no reader.
  *
  * Floor 2: decides, takes no request, does no I/O.
  */
@@ -47,10 +49,11 @@ typedef struct {
     ngx_http_vibe_json_t      *doc;         /* the source; NULL: deleted */
     ngx_http_vibe_access_t    *access;      /* private: a tombstone */
     ngx_http_vibe_past_t       past;
+    ngx_uint_t                 stub;        /* nothing but the place */
 } ngx_http_vibe_copy_t;
 
 
-/* writes the copy or the tombstone; pieces of "doc" are pointed at */
+/* writes the copy, tombstone or stub; pieces of "doc" are pointed at */
 void ngx_http_vibe_copy_put(ngx_http_vibe_json_out_t *out,
     ngx_http_vibe_copy_t *copy);
 

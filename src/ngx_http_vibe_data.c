@@ -122,8 +122,8 @@ ngx_http_vibe_data_route(ngx_http_request_t *r, ngx_http_vibe_route_t *route)
     {
         ngx_str_null(&route->collection);
         route->handler = ngx_http_vibe_expand_one;
-        route->methods = NGX_HTTP_GET;
-        route->allow = "GET, OPTIONS";
+        route->methods = NGX_HTTP_GET|NGX_HTTP_HEAD;
+        route->allow = "GET, HEAD, OPTIONS";
 
         return NGX_OK;
     }
@@ -152,8 +152,8 @@ ngx_http_vibe_data_route(ngx_http_request_t *r, ngx_http_vibe_route_t *route)
         && ngx_strncmp(action.data, "query", action.len) == 0)
     {
         route->handler = ngx_http_vibe_query;
-        route->methods = NGX_HTTP_GET|NGX_HTTP_POST;
-        route->allow = "GET, POST, OPTIONS";
+        route->methods = NGX_HTTP_GET|NGX_HTTP_HEAD|NGX_HTTP_POST;
+        route->allow = "GET, HEAD, POST, OPTIONS";
 
         return NGX_OK;
     }
@@ -331,6 +331,11 @@ ngx_http_vibe_data_read_body(ngx_http_request_t *r, ngx_str_t *body)
 
         if (ngx_buf_in_memory(b)) {
             p = ngx_cpymem(p, b->pos, b->last - b->pos);
+            continue;
+        }
+
+        if (!b->in_file) {
+            /* the end of a body that is empty */
             continue;
         }
 

@@ -265,17 +265,16 @@ ngx_http_vibe_owner_put_done(ngx_http_request_t *r,
 {
     ngx_http_vibe_owner_t *o = call->data;
 
-    if (call->status == NGX_HTTP_CONFLICT) {
-        return ngx_http_vibe_owner_get(r, o);
-    }
-
     if (call->status != NGX_HTTP_CREATED
-        && call->status != NGX_HTTP_ACCEPTED)
+        && call->status != NGX_HTTP_ACCEPTED
+        && call->status != NGX_HTTP_CONFLICT)
     {
         return ngx_http_vibe_couch_failed(r, call);
     }
 
-    return ngx_http_vibe_owner_is(r, o, &o->caller->did);
+    /* CouchDB checks no revision of a _local document: see who was last */
+
+    return ngx_http_vibe_owner_get(r, o);
 }
 
 

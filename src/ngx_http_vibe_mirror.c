@@ -21,6 +21,8 @@ static ngx_int_t ngx_http_vibe_mirror_write(ngx_http_request_t *r,
     ngx_http_vibe_mirror_t *m);
 static ngx_uint_t ngx_http_vibe_mirror_settled(
     ngx_http_vibe_mirror_row_t *row);
+static ngx_uint_t ngx_http_vibe_mirror_claims(
+    ngx_http_vibe_mirror_row_t *row);
 static ngx_int_t ngx_http_vibe_mirror_put(ngx_http_request_t *r,
     ngx_http_vibe_mirror_t *m, ngx_http_vibe_mirror_row_t *row,
     ngx_http_vibe_json_out_t *out);
@@ -142,10 +144,9 @@ ngx_http_vibe_mirror_round(ngx_http_request_t *r, void *data,
 
         left++;
 
-        row[i].copy = NULL;
         row[i].source = NULL;
 
-        if (row[i].made) {
+        if (row[i].made || row[i].stub.len) {
             continue;
         }
 
@@ -290,7 +291,6 @@ ngx_http_vibe_mirror_winner(ngx_http_request_t *r, ngx_http_vibe_mirror_t *m,
 
     source = row->source;
 
-    row->asked = 1;
     row->rev = source->rev;
     row->doc = (source->doc && !source->deleted) ? source->doc : NULL;
 
@@ -361,10 +361,13 @@ ngx_http_vibe_mirror_write(ngx_http_request_t *r, ngx_http_vibe_mirror_t *m)
 static ngx_uint_t
 ngx_http_vibe_mirror_settled(ngx_http_vibe_mirror_row_t *row)
 {
-    ngx_int_t                    cmp;
     ngx_str_t                    rev;
     ngx_uint_t                   private;
     ngx_http_vibe_lookup_row_t  *copy;
+
+    if (row->stub.len) {
+        return 0;
+    }
 
     private = (row->access.kind == NGX_HTTP_VIBE_PRIVATE);
     copy = row->copy;
@@ -379,39 +382,52 @@ ngx_http_vibe_mirror_settled(ngx_http_vibe_mirror_row_t *row)
         return private && row->before.kind == NGX_HTTP_VIBE_PRIVATE;
     }
 
-    ngx_http_vibe_copy_source(copy->doc, &rev);
-    cmp = ngx_http_vibe_rev_cmp(&rev, &row->rev);
+    if (private || copy->deleted) {
 
-    if (private && copy->deleted) {
+        /* whoever writes over a tombstone asks the source first */
 
-        /*
-         * A tombstone that stands for an older revision holds off what is
-         * older still.  Between the two lies nothing that could be read if
-         * the revision before could not.
-         */
-
-        return cmp == 0
-               || (cmp < 0 && !row->asked
-                   && row->before.kind == NGX_HTTP_VIBE_PRIVATE);
+        return private && copy->deleted;
     }
 
-    return cmp == 0
-           && !private && !copy->deleted
+    ngx_http_vibe_copy_source(copy->doc, &rev);
+
+    return ngx_http_vibe_same(&rev, &row->rev)
            && ngx_http_vibe_copy_current(copy->doc);
 }
 
 
-/* the copy or the tombstone, with the past readers of what it replaces */
+/* 1 if what would be written must not be read before 2 was done again */
+
+static ngx_uint_t
+ngx_http_vibe_mirror_claims(ngx_http_vibe_mirror_row_t *row)
+{
+    if (row->stub.len || row->access.kind == NGX_HTTP_VIBE_PRIVATE) {
+        return 0;
+    }
+
+    if (row->copy == NULL) {
+        return !row->made;
+    }
+
+    if (row->copy->doc == NULL) {
+        return ngx_http_vibe_rev_generation(&row->rev) != 1;
+    }
+
+    return row->copy->deleted;
+}
+
+
+/* the copy, tombstone or stub, with the past readers of what it replaces */
 
 static ngx_int_t
 ngx_http_vibe_mirror_put(ngx_http_request_t *r, ngx_http_vibe_mirror_t *m,
     ngx_http_vibe_mirror_row_t *row, ngx_http_vibe_json_out_t *out)
 {
-    ngx_http_vibe_copy_t         copy;
-    ngx_http_vibe_access_t       access;
-    ngx_http_vibe_lookup_row_t  *old;
+    ngx_http_vibe_json_t    *old;
+    ngx_http_vibe_copy_t     copy;
+    ngx_http_vibe_access_t   access;
 
-    old = (row->copy && row->copy->doc) ? row->copy : NULL;
+    old = row->copy ? row->copy->doc : NULL;
 
     copy.id = row->global;
     copy.collection = row->collection;
@@ -420,34 +436,25 @@ ngx_http_vibe_mirror_put(ngx_http_request_t *r, ngx_http_vibe_mirror_t *m,
     copy.source = row->rev;
     copy.doc = row->doc;
     copy.access = &row->access;
+    copy.stub = ngx_http_vibe_mirror_claims(row);
+    copy.rev = row->stub;
 
-    ngx_str_null(&copy.rev);
+    if (old != NULL && !row->copy->deleted && !row->stub.len) {
+        copy.rev = row->copy->rev;
+    }
 
-    if (ngx_http_vibe_past_of_copy(r->pool, old ? old->doc : NULL, &copy.past)
-        != NGX_OK)
+    if (ngx_http_vibe_past_of_copy(r->pool, old, &copy.past) != NGX_OK
+        || ngx_http_vibe_acl_of_copy(r->pool, old, &access) != NGX_OK)
     {
         return NGX_ERROR;
     }
 
-    if (old != NULL) {
-        copy.rev = old->rev;
-
-        if (ngx_http_vibe_acl_of_copy(r->pool, old->doc, &access) != NGX_OK) {
-            return NGX_ERROR;
-        }
-
-        /* where all may read now, nobody is left who no longer may */
-
-        if (!old->deleted
-            && row->access.kind != NGX_HTTP_VIBE_PUBLIC
-            && ngx_http_vibe_past_add(r->pool, &copy.past, &access) != NGX_OK)
-        {
-            return NGX_ERROR;
-        }
-    }
+    /* where all may read now, nobody is left who no longer may */
 
     if (row->access.kind != NGX_HTTP_VIBE_PUBLIC
-        && ngx_http_vibe_past_add(r->pool, &copy.past, &row->before) != NGX_OK)
+        && (ngx_http_vibe_past_add(r->pool, &copy.past, &access) != NGX_OK
+            || ngx_http_vibe_past_add(r->pool, &copy.past, &row->before)
+               != NGX_OK))
     {
         return NGX_ERROR;
     }
@@ -499,16 +506,20 @@ ngx_http_vibe_mirror_result(ngx_http_request_t *r,
 
     case NGX_HTTP_CREATED:
 
-        if (!row->made
+        if (ngx_http_vibe_mirror_claims(row)) {
+            row->stub = result->rev;
+            row->ask = 1;
+            return;
+        }
+
+        if (!row->stub.len
             && (row->copy == NULL || row->copy->doc == NULL)
+            && row->access.kind != NGX_HTTP_VIBE_PRIVATE
             && ngx_http_vibe_rev_generation(&result->rev) > 1)
         {
-            /*
-             * There was nothing, and by now there is a tombstone below what
-             * was written: without a revision CouchDB writes over it.  Its
-             * writer knew something newer, perhaps.
-             */
+            /* below lies a tombstone that was not there, of a newer state */
 
+            row->made = 0;
             row->ask = 1;
             return;
         }
@@ -522,6 +533,7 @@ ngx_http_vibe_mirror_result(ngx_http_request_t *r,
         /* also where our own request was carried out twice */
 
         row->made = 0;
+        row->stub.len = 0;
         return;
 
     default:

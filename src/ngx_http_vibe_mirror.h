@@ -5,8 +5,8 @@
  *
  * It writes states under compare-and-set, not revisions:
  *
- *   1. learn the copy's (or tombstone's) own revision in "global" and the
- *      source revision that it stands for;
+ *   1. learn the copy's own revision in "global" and the source revision that
+ *      it stands for;
  *   2. if that one is newer than ours, or ours may not be the winner, ask the
  *      source for its winner, which decides;
  *   3. write the copy or the tombstone with the revision learned in 1;
@@ -16,9 +16,16 @@
  * fail.  So any number of workers and hosts may mirror the same document, at
  * once, late or twice.
  *
+ * Where nothing is, or a tombstone, there is no revision to compare with:
+ * CouchDB takes a write over a tombstone only without one, and then whatever
+ * happened meanwhile.  So the place is first claimed by a stub that nobody
+ * can read; with its revision 2 and 3 follow.  A document that has just come
+ * into being is written at once: the generation that CouchDB answers with
+ * tells whether there was a tombstone after all, and then 2 and 3 follow.
+ *
  * Promises: what was never public or restricted leaves no trace; what was and
  * is no longer leaves a tombstone, also where its copy has not arrived yet,
- * so that a late copy finds it and stays out.
+ * so that a late copy meets it.
  */
 
 
@@ -31,7 +38,7 @@
 
 
 /* how often a document is begun again before it is left as pending */
-#define NGX_HTTP_VIBE_MIRROR_TRIES  20
+#define NGX_HTTP_VIBE_MIRROR_TRIES  100
 
 
 typedef struct {
@@ -58,8 +65,8 @@ typedef struct {
 
     ngx_http_vibe_lookup_row_t  *copy;         /* NULL: not learned */
     ngx_http_vibe_lookup_row_t  *source;
+    ngx_str_t                    stub;         /* our own one's revision */
     ngx_uint_t                   tries;
-    unsigned                     asked:1;      /* "access" is the winner's */
     unsigned                     failed:1;
 } ngx_http_vibe_mirror_row_t;
 

@@ -49,6 +49,8 @@ static ngx_int_t ngx_http_vibe_write_plan_one(ngx_http_request_t *r,
     ngx_http_vibe_write_t *w, ngx_http_vibe_write_row_t *row);
 static ngx_int_t ngx_http_vibe_write_written(ngx_http_request_t *r,
     void *data, ngx_http_vibe_call_t *failed);
+static ngx_int_t ngx_http_vibe_write_failed(ngx_http_request_t *r,
+    ngx_http_vibe_write_t *w, ngx_http_vibe_call_t *failed);
 static void ngx_http_vibe_write_result(ngx_http_vibe_write_t *w,
     ngx_http_vibe_write_row_t *row, ngx_http_vibe_bulk_row_t *result);
 static ngx_int_t ngx_http_vibe_write_mirror(ngx_http_request_t *r,
@@ -314,7 +316,7 @@ ngx_http_vibe_write_plan(ngx_http_request_t *r, void *data,
     ngx_http_vibe_write_row_t  *row;
 
     if (failed != NULL) {
-        return ngx_http_vibe_couch_failed(r, failed);
+        return ngx_http_vibe_write_failed(r, w, failed);
     }
 
     if (w->lookup->missing) {
@@ -381,9 +383,12 @@ ngx_http_vibe_write_plan_one(ngx_http_request_t *r, ngx_http_vibe_write_t *w,
         return NGX_OK;
     }
 
-    /* without a _rev the last writer wins, over what was found just now */
+    /*
+     * Without a _rev the last writer wins, over what was found just now; over
+     * a tombstone CouchDB takes a write only without one.
+     */
 
-    if (rev.len == 0 && found) {
+    if (rev.len == 0 && alive) {
         rev = found->rev;
     }
 
@@ -412,18 +417,16 @@ ngx_http_vibe_write_written(ngx_http_request_t *r, void *data,
         return ngx_http_vibe_write_owner(r, w, NGX_HTTP_VIBE_MISSING);
     }
 
-    /* where nothing at all was written, one error for all says it best */
-
-    if (failed != NULL && w->bulk->from == 0) {
-        return ngx_http_vibe_couch_failed(r, failed);
-    }
-
     w->tries++;
 
     b = w->bulk->rows.elts;
 
     for (i = 0; i < w->bulk->rows.nelts; i++) {
         ngx_http_vibe_write_result(w, b[i].data, &b[i]);
+    }
+
+    if (failed != NULL) {
+        return ngx_http_vibe_write_failed(r, w, failed);
     }
 
     row = w->rows.elts;
@@ -435,6 +438,42 @@ ngx_http_vibe_write_written(ngx_http_request_t *r, void *data,
 
     if (again) {
         return ngx_http_vibe_write_look(r, w);
+    }
+
+    return ngx_http_vibe_write_mirror(r, w);
+}
+
+
+/*
+ * Where nothing at all was written, one error for all says it best.  Else
+ * what was written is mirrored and told, and the rest is refused.
+ */
+
+static ngx_int_t
+ngx_http_vibe_write_failed(ngx_http_request_t *r, ngx_http_vibe_write_t *w,
+    ngx_http_vibe_call_t *failed)
+{
+    ngx_uint_t                  i, written, status;
+    const char                 *reason;
+    ngx_http_vibe_write_row_t  *row;
+
+    row = w->rows.elts;
+    written = 0;
+
+    for (i = 0; i < w->rows.nelts; i++) {
+        written += (row[i].status == NGX_HTTP_CREATED);
+    }
+
+    if (!written) {
+        return ngx_http_vibe_couch_failed(r, failed);
+    }
+
+    status = ngx_http_vibe_couch_status(failed, &reason);
+
+    for (i = 0; i < w->rows.nelts; i++) {
+        if (row[i].status == 0) {
+            ngx_http_vibe_write_refuse(&row[i], status, reason);
+        }
     }
 
     return ngx_http_vibe_write_mirror(r, w);

@@ -17,7 +17,7 @@
 
 
 /* how often a write without _rev is begun again when others write too */
-#define NGX_HTTP_VIBE_WRITE_TRIES  20
+#define NGX_HTTP_VIBE_WRITE_TRIES  100
 
 
 /* ctx->body is the request's body; returns as an ngx_http_vibe_call_pt */
