@@ -131,6 +131,9 @@ sub _loop {
     while (getppid == $parent) {
         for my $c ($p->{select}->can_read(1)) {
 
+            # Closed by what was read before it.
+            next if !defined fileno($c);
+
             if ($c == $p->{listen}) {
                 my $new = $c->accept or next;
                 $p->{select}->add($new);
@@ -234,7 +237,9 @@ sub _from_couch {
 
     my $for = $p->{up}{$up};
 
-    if (!sysread($up, my $bytes, 65536)) {
+    my $bytes = '';
+
+    if (!sysread($up, $bytes, 65536)) {
         delete $p->{up}{$up};
         $p->{select}->remove($up);
         close $up;
