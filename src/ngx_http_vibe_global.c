@@ -21,9 +21,7 @@ static ngx_int_t ngx_http_vibe_global_created(ngx_http_request_t *r,
 static ngx_int_t ngx_http_vibe_global_closed(ngx_http_request_t *r,
     ngx_http_vibe_call_t *call);
 static ngx_int_t ngx_http_vibe_global_next_index(ngx_http_request_t *r,
-    ngx_http_vibe_global_t *g);
-static ngx_int_t ngx_http_vibe_global_indexed(ngx_http_request_t *r,
-    ngx_http_vibe_call_t *call);
+    void *data, ngx_http_vibe_call_t *failed);
 static ngx_int_t ngx_http_vibe_index_info(ngx_http_request_t *r,
     ngx_http_vibe_call_t *call);
 static ngx_uint_t ngx_http_vibe_index_behind(ngx_http_vibe_json_t *root);
@@ -109,7 +107,7 @@ ngx_http_vibe_global_info(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
         g->copies = 1;
     }
 
-    return ngx_http_vibe_global_next_index(r, g);
+    return ngx_http_vibe_global_next_index(r, g, NULL);
 }
 
 
@@ -155,11 +153,17 @@ ngx_http_vibe_global_closed(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
 
 
 static ngx_int_t
-ngx_http_vibe_global_next_index(ngx_http_request_t *r,
-    ngx_http_vibe_global_t *g)
+ngx_http_vibe_global_next_index(ngx_http_request_t *r, void *data,
+    ngx_http_vibe_call_t *failed)
 {
+    ngx_http_vibe_global_t *g = data;
+
     ngx_http_vibe_index_t      *index;
     ngx_http_vibe_main_conf_t  *vmcf;
+
+    if (failed != NULL) {
+        return g->next(r, g->data, failed);
+    }
 
     vmcf = ngx_http_get_module_main_conf(r, ngx_http_vibe_module);
 
@@ -173,21 +177,7 @@ ngx_http_vibe_global_next_index(ngx_http_request_t *r,
 
     return ngx_http_vibe_index_create(r, &ngx_http_vibe_global, &index->name,
                                       &index->fields,
-                                      ngx_http_vibe_global_indexed, g);
-}
-
-
-static ngx_int_t
-ngx_http_vibe_global_indexed(ngx_http_request_t *r,
-    ngx_http_vibe_call_t *call)
-{
-    ngx_http_vibe_global_t *g = call->data;
-
-    if (call->status != NGX_HTTP_OK && call->status != NGX_HTTP_CREATED) {
-        return g->next(r, g->data, call);
-    }
-
-    return ngx_http_vibe_global_next_index(r, g);
+                                      ngx_http_vibe_global_next_index, g);
 }
 
 

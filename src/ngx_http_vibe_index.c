@@ -4,6 +4,20 @@
 #include <ngx_sha1.h>
 
 
+typedef struct {
+    ngx_str_t                 *db;
+    ngx_str_t                  name;
+    ngx_array_t               *fields;
+    ngx_http_vibe_next_pt      next;
+    void                      *data;
+    ngx_uint_t                 tries;
+} ngx_http_vibe_index_create_t;
+
+
+static ngx_int_t ngx_http_vibe_index_post(ngx_http_request_t *r,
+    ngx_http_vibe_index_create_t *c);
+static ngx_int_t ngx_http_vibe_index_created(ngx_http_request_t *r,
+    ngx_http_vibe_call_t *call);
 static void ngx_http_vibe_index_put_field(ngx_http_vibe_json_out_t *out,
     ngx_str_t *field, ngx_uint_t descending);
 
@@ -49,8 +63,30 @@ ngx_http_vibe_index_name(ngx_pool_t *pool, ngx_array_t *fields,
 
 ngx_int_t
 ngx_http_vibe_index_create(ngx_http_request_t *r, ngx_str_t *db,
-    ngx_str_t *name, ngx_array_t *fields, ngx_http_vibe_call_pt handler,
+    ngx_str_t *name, ngx_array_t *fields, ngx_http_vibe_next_pt next,
     void *data)
+{
+    ngx_http_vibe_index_create_t  *c;
+
+    c = ngx_palloc(r->pool, sizeof(ngx_http_vibe_index_create_t));
+    if (c == NULL) {
+        return NGX_ERROR;
+    }
+
+    c->db = db;
+    c->name = *name;
+    c->fields = fields;
+    c->next = next;
+    c->data = data;
+    c->tries = 0;
+
+    return ngx_http_vibe_index_post(r, c);
+}
+
+
+static ngx_int_t
+ngx_http_vibe_index_post(ngx_http_request_t *r,
+    ngx_http_vibe_index_create_t *c)
 {
     ngx_str_t                 *field;
     ngx_uint_t                 i;
@@ -61,23 +97,45 @@ ngx_http_vibe_index_create(ngx_http_request_t *r, ngx_str_t *db,
     ngx_http_vibe_json_put_text(&out,
                                 "{\"index\":{\"fields\":[\"collection\"");
 
-    if (fields != NULL) {
-        field = fields->elts;
+    if (c->fields != NULL) {
+        field = c->fields->elts;
 
-        for (i = 0; i < fields->nelts; i++) {
+        for (i = 0; i < c->fields->nelts; i++) {
             ngx_http_vibe_json_put_text(&out, ",");
             ngx_http_vibe_json_put_string(&out, &field[i]);
         }
     }
 
     ngx_http_vibe_json_put_text(&out, "]},\"type\":\"json\",\"ddoc\":");
-    ngx_http_vibe_json_put_string(&out, name);
+    ngx_http_vibe_json_put_string(&out, &c->name);
     ngx_http_vibe_json_put_text(&out, ",\"name\":");
-    ngx_http_vibe_json_put_string(&out, name);
+    ngx_http_vibe_json_put_string(&out, &c->name);
     ngx_http_vibe_json_put_text(&out, "}");
 
-    return ngx_http_vibe_request(r, NGX_HTTP_POST, db, "/_index", &out,
-                                 handler, data);
+    return ngx_http_vibe_request(r, NGX_HTTP_POST, c->db, "/_index", &out,
+                                 ngx_http_vibe_index_created, c);
+}
+
+
+static ngx_int_t
+ngx_http_vibe_index_created(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
+{
+    ngx_http_vibe_index_create_t *c = call->data;
+
+    if (call->status == NGX_HTTP_OK || call->status == NGX_HTTP_CREATED) {
+        return c->next(r, c->data, NULL);
+    }
+
+    /* CouchDB's answer to two who save one design document at once */
+
+    if ((call->status == NGX_HTTP_INTERNAL_SERVER_ERROR
+         || call->status == NGX_HTTP_CONFLICT)
+        && ++c->tries < NGX_HTTP_VIBE_INDEX_TRIES)
+    {
+        return ngx_http_vibe_index_post(r, c);
+    }
+
+    return c->next(r, c->data, call);
 }
 
 

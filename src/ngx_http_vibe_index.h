@@ -16,6 +16,9 @@
 
 #define NGX_HTTP_VIBE_INDEX_PREFIX  "vibe-"
 
+/* how often it is made again where others make it at the same time */
+#define NGX_HTTP_VIBE_INDEX_TRIES   5
+
 
 /*
  * The name of the index by these fields, an array of ngx_str_t which may be
@@ -25,9 +28,12 @@
 ngx_int_t ngx_http_vibe_index_name(ngx_pool_t *pool, ngx_array_t *fields,
     ngx_str_t *name);
 
-/* makes the index, POST /db/_index; 200 whether it existed or not */
+/*
+ * Makes the index if it does not exist, POST /db/_index, and goes on with
+ * "next".  "fields" may be NULL.  Returns as an ngx_http_vibe_call_pt does.
+ */
 ngx_int_t ngx_http_vibe_index_create(ngx_http_request_t *r, ngx_str_t *db,
-    ngx_str_t *name, ngx_array_t *fields, ngx_http_vibe_call_pt handler,
+    ngx_str_t *name, ngx_array_t *fields, ngx_http_vibe_next_pt next,
     void *data);
 
 /*

@@ -19,6 +19,7 @@ typedef struct {
     ngx_http_vibe_json_t      *docs;
     ngx_str_t                  bookmark;     /* JSON */
     ngx_http_vibe_expand_t    *expand;
+    ngx_uint_t                 tries;
     unsigned                   indexed:1;    /* made an index, once */
     unsigned                   etag:1;
 } ngx_http_vibe_query_t;
@@ -48,7 +49,7 @@ static ngx_int_t ngx_http_vibe_query_indexes(ngx_http_request_t *r,
 static ngx_uint_t ngx_http_vibe_query_count_indexes(
     ngx_http_vibe_json_t *root);
 static ngx_int_t ngx_http_vibe_query_indexed(ngx_http_request_t *r,
-    ngx_http_vibe_call_t *call);
+    void *data, ngx_http_vibe_call_t *failed);
 static ngx_int_t ngx_http_vibe_query_expand(ngx_http_request_t *r,
     ngx_http_vibe_query_t *q);
 static ngx_http_vibe_json_t *ngx_http_vibe_query_expands(
@@ -264,7 +265,7 @@ ngx_http_vibe_query_found(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
     if (ngx_http_vibe_no_database(call)) {
 
         if (q->find.global) {
-            ngx_http_vibe_global_gone(r);
+            ngx_http_vibe_index_gone(r, q->index);
             call->status = NGX_HTTP_SERVICE_UNAVAILABLE;
             return ngx_http_vibe_couch_failed(r, call);
         }
@@ -309,13 +310,21 @@ ngx_http_vibe_query_refused(ngx_http_request_t *r, ngx_http_vibe_query_t *q,
 
     if (ngx_http_vibe_json_is_string(error, "no_usable_index")) {
 
-        if (q->find.global) {
-            ngx_http_vibe_index_gone(r, q->index);
-            call->status = NGX_HTTP_SERVICE_UNAVAILABLE;
-            return ngx_http_vibe_couch_failed(r, call);
+        if (!q->find.global) {
+            return ngx_http_vibe_query_index(r, q);
         }
 
-        return ngx_http_vibe_query_index(r, q);
+        /* deleted, or so new that not all of CouchDB knows of it */
+
+        ngx_http_vibe_index_gone(r, q->index);
+
+        if (++q->tries < NGX_HTTP_VIBE_INDEX_TRIES) {
+            return ngx_http_vibe_global_ready(r, ngx_http_vibe_query_global,
+                                              q);
+        }
+
+        call->status = NGX_HTTP_SERVICE_UNAVAILABLE;
+        return ngx_http_vibe_couch_failed(r, call);
     }
 
     if (ngx_http_vibe_json_is_string(error, "invalid_bookmark")) {
@@ -488,12 +497,13 @@ ngx_http_vibe_query_count_indexes(ngx_http_vibe_json_t *root)
 
 
 static ngx_int_t
-ngx_http_vibe_query_indexed(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
+ngx_http_vibe_query_indexed(ngx_http_request_t *r, void *data,
+    ngx_http_vibe_call_t *failed)
 {
-    ngx_http_vibe_query_t *q = call->data;
+    ngx_http_vibe_query_t *q = data;
 
-    if (call->status != NGX_HTTP_OK && call->status != NGX_HTTP_CREATED) {
-        return ngx_http_vibe_couch_failed(r, call);
+    if (failed != NULL) {
+        return ngx_http_vibe_couch_failed(r, failed);
     }
 
     if (q->docs != NULL) {

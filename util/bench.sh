@@ -35,14 +35,14 @@ helpers=$root/util/bench
 work=''
 pids=''
 admin=''        # user:password, once there is a CouchDB
-made=''         # set when databases of ours may be there
+theirs=''       # set where databases of ours must not stay
 
 
 stop() {
     local pid
 
     trap '' INT TERM HUP
-    [ -z "$made" ] || delete_databases || true
+    [ -z "$theirs" ] || delete_databases || true
     # The youngest first: nginx before CouchDB.
     for pid in $pids; do end "$pid"; done
     [ -z "$work" ] || rm -rf "$work"
@@ -126,7 +126,6 @@ delete_databases() {
     for db in $(databases); do
         couch DELETE "$db" -o /dev/null 2>/dev/null || true
     done
-    made=''
 }
 
 
@@ -164,11 +163,9 @@ start_nginx() {
 }
 
 
-# common PID_NAME: the beginning of an nginx.conf.
+# common NAME: the beginning of an nginx.conf.
 
 common() {
-    local name
-
     cat <<END
 pid        $work/$1.pid;
 error_log  $work/$1.log warn;
@@ -327,33 +324,8 @@ title() {
 # the medians of both sides.
 
 row() {
-    awk -v text="$2" -v unit="$3" -v aim="${4:-}" '
-        function sort(list,   i, k, v) {
-            for (i = 2; i <= NR; i++) {
-                v = list[i]
-                for (k = i - 1; k > 0 && list[k] > v; k--) {
-                    list[k + 1] = list[k]
-                }
-                list[k + 1] = v
-            }
-        }
-        function quantile(list, q,   at, low) {
-            at = 1 + q * (NR - 1)
-            low = int(at)
-            return list[low] + (at - low) * (list[low + (low < NR)] - list[low])
-        }
-        { ratio[NR] = $2 / $1; one[NR] = $1 + 0; two[NR] = $2 + 0 }
-        END {
-            sort(ratio); sort(one); sort(two)
-            median = quantile(ratio, 0.5)
-            printf "  %-40s %7.2f  %5.2f - %-5.2f  %9.2f %9.2f %s", text, median,
-                   quantile(ratio, 0.25), quantile(ratio, 0.75),
-                   quantile(one, 0.5), quantile(two, 0.5), unit
-            if (aim != "") {
-                printf "  aim <= %.2f: %s", aim, (median <= aim ? "met" : "MISSED")
-            }
-            print ""
-        }' "$work/pairs.$1"
+    awk -v text="$2" -v unit="$3" -v aim="${4:-}" -f "$helpers/row.awk" \
+        "$work/pairs.$1"
 }
 
 
@@ -392,9 +364,9 @@ part_a() {
     done >/dev/null
     start_module
 
-    # All users get their databases, and the documents that will be updated.
+    # All users get their databases.
     connections=$users
-    write updated
+    write made
 
     connections=1
     in_turns write bare made chosen updated
@@ -403,14 +375,14 @@ part_a() {
     documents: one into the user's database, then one into another)" bare module
     row made    "1 connection: the module makes the id" ms 1.15
     row chosen  "1 connection: the client chose the id" ms
-    row updated "1 connection: a new version"           ms
+    row updated "1 connection: new versions (9 of 10)"  ms
 
     connections=64
     in_turns write bare made chosen updated
 
     row made    "64 connections, rate: made id"     docs/s
     row chosen  "64 connections, rate: chosen id"   docs/s
-    row updated "64 connections, rate: new version" docs/s
+    row updated "64 connections, rate: new versions" docs/s
 
     stop_nginx "$nginx_pid"
     delete_databases
@@ -508,8 +480,8 @@ part_b() {
     connections=1
     in_turns query bare module plain
 
-    title "(b) a global query, 25 of $public by createdAt, against the bare _find
-    with the same index" bare module
+    title "(b) a global query, 25 of $public by createdAt, against the bare
+    _find with the same index" bare module
     row module "1 connection: the same selector" ms 1.15
     paste -d ' ' "$work/pairs.plain" "$work/pairs.module" \
         | cut -d ' ' -f 2,4 >"$work/pairs.all"
@@ -585,12 +557,16 @@ part_d() {
 # A CouchDB that knows one answer of each kind, as fast as nginx gives it.
 
 start_mock() {
-    local doc info
+    local doc info docs written
 
     doc='"_rev":"1-967a00dff5e02add41819138abb3284d","title":"A document",'
     doc="$doc\"createdAt\":1700000000000,\"author\":{\"name\":\"Jack\"},"
-    doc="$doc\"tags\":[\"a\",\"b\"],\"text\":\"$(printf 'All work. %.0s' {1..9})\","
+    doc="$doc\"tags\":[\"a\",\"b\"],"
+    doc="$doc\"text\":\"$(printf 'All work. %.0s' {1..9})\","
     doc="$doc\"acl\":{\"global\":true},\"collection\":\"posts\"}"
+    docs="{\"_id\":\"posts/1\",$doc,{\"_id\":\"posts/2\",$doc"
+    docs="$docs,{\"_id\":\"posts/3\",$doc"
+    written='"rev":"1-967a00dff5e02add41819138abb3284d"'
     info='{"update_seq":"1-g1AAAA","doc_count":1,"cluster":{"n":1}}'
 
     cat >"$work/mock.conf" <<END
@@ -605,11 +581,11 @@ $(temp_paths)
         listen  127.0.0.1:$mock_port;
 
         location ~ /_find\$ {
-            return 200 '{"docs":[{"_id":"posts/1",$doc,{"_id":"posts/2",$doc,{"_id":"posts/3",$doc],"bookmark":"nil"}';
+            return 200 '{"docs":[$docs],"bookmark":"nil"}';
         }
 
         location ~ /_bulk_docs\$ {
-            return 201 '[{"ok":true,"id":"posts/1","rev":"1-967a00dff5e02add41819138abb3284d"}]';
+            return 201 '[{"ok":true,"id":"posts/1",$written}]';
         }
 
         location ~ /_index\$ { return 200 '{"result":"exists"}'; }
@@ -719,7 +695,8 @@ part_c() {
     awk -v text="$text" 'BEGIN {
         printf "{\"title\":\"A document\",\"limit\":25,\"selector\":{\"$and\":["
         for (i = 1; i <= 7; i++) {
-            printf "%s{\"field%d\":{\"$gte\":\"%s\"}}", (i > 1 ? "," : ""), i, text
+            printf "%s{\"field%d\":{\"$gte\":\"%s\"}}",
+                   (i > 1 ? "," : ""), i, text
         }
         print "]}}"
     }' >"$work/body"
@@ -731,8 +708,8 @@ part_c() {
 
     in_turns cost bare query hs256 es256 write
 
-    title "(c) nginx's CPU time a request, against bare proxy_pass, with a mock in
-    CouchDB's place and 1 KB each way" bare module
+    title "(c) nginx's CPU time a request, against bare proxy_pass, with a mock
+    in CouchDB's place and 1 KB each way" bare module
     row query "the caller's own query, did in a variable" µs 2.0
     row hs256 "the same, did from a token: HS256" µs
     row es256 "the same, did from a token: ES256" µs
@@ -752,6 +729,7 @@ for part in "$@"; do
     esac
 done
 
+# Node is needed in any case.
 need bench couch run
 "$root/util/build.sh"
 
@@ -764,7 +742,7 @@ node "$helpers/identities.js" "$work" "$users"
 filled=''
 
 case "$*" in
-    *[abd]*) use_couchdb; made=1 ;;
+    *[abd]*) use_couchdb; theirs=${VIBE_COUCHDB_URL:-} ;;
 esac
 
 printf '%s; %s processors; %s pairs of %s s a side\n' \

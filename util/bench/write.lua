@@ -6,9 +6,9 @@
 --            is answered, what the module would write into another one
 --   made     POST /data/posts; the module makes the id
 --   chosen   the same with a new id
---   updated  the same with one of a few ids: a new version, once all exist
+--   updated  the same, each id ten times: nine new versions
 
-local IDS = 20
+local VERSIONS = 10
 local TEXT = string.rep("All work and no play. ", 15)
 
 local threads = 0
@@ -83,7 +83,8 @@ local function through_module(kind, run)
         if kind == "chosen" then
             before = '"_id":"' .. id(n, run) .. '",'
         elseif kind == "updated" then
-            before = '"_id":"posts/' .. n % IDS .. '",'
+            before = '"_id":"posts/' .. run .. "-"
+                     .. math.floor((n - 1) / VERSIONS) .. '",'
         end
 
         return wrk.format("POST", "/data/posts", nil, document(before, ""))

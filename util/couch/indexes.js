@@ -278,7 +278,10 @@ async function createIndex({ db, req, res }) {
   const view = viewFrom(definition);
   const views = isObject(doc.views) ? doc.views : {};
   const exists = JSON.stringify(views[name]) === JSON.stringify(view);
-  if (!exists) {
+  if (exists) {
+    // Who wrote it may not have come to say so yet.
+    db.indexes = null;
+  } else {
     doc.views = { ...views, [name]: view };
     const [row] = await db.writes.write([doc]);
     if (row.error) {

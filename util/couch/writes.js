@@ -189,19 +189,40 @@ const errorRow = (id, error) => {
   return { id, error: e.error, reason: e.reason };
 };
 
+/**
+ * The places of documents, in batches that have each id once: PouchDB mixes up the revisions of
+ * a document that is edited twice in one call.
+ */
+function oncePerId(docs) {
+  const batches = [];
+  const times = new Map();
+  docs.forEach((doc, i) => {
+    const n = times.get(doc._id) || 0;
+    times.set(doc._id, n + 1);
+    if (!batches[n]) batches[n] = [];
+    batches[n].push(i);
+  });
+  return batches;
+}
+
 /** Writes checked documents as new revisions; a row for each. */
 async function writeEdits(store, docs) {
-  const refused = await overTombstones(store, docs);
-  const accepted = docs.filter((doc) => !refused.has(doc));
   const ids = docs.map((doc) => doc._id);
-  const written = accepted.length
-    ? await store.pouch.bulkDocs({ docs: accepted }, { new_edits: true }) : [];
-  let next = 0;
-  return docs.map((doc, i) => {
-    if (refused.has(doc)) return errorRow(ids[i], conflict());
-    const row = written[next++];
-    return row.error ? errorRow(ids[i], row) : { ok: true, id: row.id, rev: row.rev };
-  });
+  const rows = new Array(docs.length);
+  for (const places of oncePerId(docs)) {
+    const batch = places.map((i) => docs[i]);
+    const refused = await overTombstones(store, batch);
+    const accepted = places.filter((i) => !refused.has(docs[i]));
+    for (const i of places) if (refused.has(docs[i])) rows[i] = errorRow(ids[i], conflict());
+    if (!accepted.length) continue;
+    const written = await store.pouch.bulkDocs({ docs: accepted.map((i) => docs[i]) },
+      { new_edits: true });
+    written.forEach((row, k) => {
+      const id = ids[accepted[k]];
+      rows[accepted[k]] = row.error ? errorRow(id, row) : { ok: true, id: row.id, rev: row.rev };
+    });
+  }
+  return rows;
 }
 
 /** Writes checked documents as the revisions they name; a row for each that failed. */
