@@ -709,7 +709,7 @@ ngx_http_vibe_db_prefix(ngx_conf_t *cf, void *post, void *data)
     }
 
     if (ngx_strncmp(prefix->data, NGX_HTTP_VIBE_GLOBAL,
-                    sizeof(NGX_HTTP_VIBE_GLOBAL) - 1)
+                    ngx_min(prefix->len, sizeof(NGX_HTTP_VIBE_GLOBAL) - 1))
         == 0)
     {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
@@ -739,6 +739,9 @@ ngx_http_vibe_data(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 
     if (clcf->name.len == 0
         || clcf->name.data[clcf->name.len - 1] != '/'
+#if (NGX_PCRE)
+        || clcf->regex != NULL
+#endif
         || clcf->exact_match
         || clcf->named)
     {
@@ -792,7 +795,7 @@ ngx_http_vibe_init_main_conf(ngx_conf_t *cf, void *conf)
 {
     ngx_http_vibe_main_conf_t *vmcf = conf;
 
-    ngx_conf_init_size_value(vmcf->max_response, 64 * 1024 * 1024);
+    ngx_conf_init_size_value(vmcf->max_response, 16 * 1024 * 1024);
 
     return NGX_CONF_OK;
 }

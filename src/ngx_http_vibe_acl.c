@@ -98,8 +98,12 @@ ngx_http_vibe_acl_read(ngx_pool_t *pool, ngx_str_t *owner,
     global = ngx_http_vibe_json_get(acl, "global");
     read = ngx_http_vibe_json_get(acl, "read");
 
+    /* nor where rules stand in the wrong place */
+
     if (ngx_http_vibe_json_count_of(acl, "global") > 1
-        || ngx_http_vibe_json_count_of(acl, "read") > 1)
+        || ngx_http_vibe_json_count_of(acl, "read") > 1
+        || ngx_http_vibe_json_get(acl, "allow") != NULL
+        || ngx_http_vibe_json_get(acl, "deny") != NULL)
     {
         return NGX_DECLINED;
     }
@@ -352,6 +356,7 @@ ngx_int_t
 ngx_http_vibe_acl_of_copy(ngx_pool_t *pool, ngx_http_vibe_json_t *copy,
     ngx_http_vibe_access_t *access)
 {
+    ngx_int_t              rc;
     ngx_uint_t             all;
     ngx_http_vibe_json_t  *kind;
 
@@ -375,21 +380,32 @@ ngx_http_vibe_acl_of_copy(ngx_pool_t *pool, ngx_http_vibe_json_t *copy,
         return NGX_OK;
     }
 
-    access->kind = NGX_HTTP_VIBE_RESTRICTED;
+    rc = ngx_http_vibe_acl_strings(ngx_http_vibe_json_get(copy, "vibe_read"),
+                                   &access->read, &access->all);
+    if (rc == NGX_OK) {
+        rc = ngx_http_vibe_acl_strings(ngx_http_vibe_json_get(copy,
+                                                              "vibe_deny"),
+                                       &access->deny, &all);
+    }
 
-    if (ngx_http_vibe_acl_strings(ngx_http_vibe_json_get(copy, "vibe_read"),
-                                  &access->read, &access->all)
-        != NGX_OK)
-    {
+    if (rc == NGX_ERROR) {
         return NGX_ERROR;
     }
 
-    return ngx_http_vibe_acl_strings(ngx_http_vibe_json_get(copy, "vibe_deny"),
-                                     &access->deny, &all);
+    /* whoever wrote it otherwise was not the module */
+
+    if (rc == NGX_OK && !all) {
+        access->kind = NGX_HTTP_VIBE_RESTRICTED;
+    }
+
+    return NGX_OK;
 }
 
 
-/* an array of DIDs, scanned again as it may lie too deep to be remembered */
+/*
+ * An array of DIDs and "*", scanned again as it may lie too deep to be
+ * remembered.  NGX_DECLINED: it is something else.
+ */
 
 static ngx_int_t
 ngx_http_vibe_acl_strings(ngx_http_vibe_json_t *list, ngx_array_t *dids,
@@ -402,23 +418,25 @@ ngx_http_vibe_acl_strings(ngx_http_vibe_json_t *list, ngx_array_t *dids,
     *all = 0;
 
     if (list == NULL || list->type != NGX_HTTP_VIBE_JSON_ARRAY) {
-        return NGX_OK;
+        return NGX_DECLINED;
     }
 
     rc = ngx_http_vibe_json_scan(dids->pool, &list->raw, 1, &list, &reason);
 
     if (rc != NGX_OK) {
-        return NGX_ERROR;
+        return rc;
     }
 
     for (node = list->child; node; node = node->next) {
 
+        if (node->type != NGX_HTTP_VIBE_JSON_STRING) {
+            return NGX_DECLINED;
+        }
+
         if (ngx_http_vibe_json_is_string(node, "*")) {
             *all = 1;
 
-        } else if (node->type == NGX_HTTP_VIBE_JSON_STRING
-                   && ngx_http_vibe_acl_add(dids, &node->string) != NGX_OK)
-        {
+        } else if (ngx_http_vibe_acl_add(dids, &node->string) != NGX_OK) {
             return NGX_ERROR;
         }
     }
@@ -528,14 +546,16 @@ ngx_http_vibe_past_of_copy(ngx_pool_t *pool, ngx_http_vibe_json_t *copy,
 
     if (ngx_http_vibe_acl_strings(ngx_http_vibe_json_get(copy, "vibe_past"),
                                   &past->read, &past->all)
-        != NGX_OK)
+        == NGX_ERROR
+        || ngx_http_vibe_acl_strings(ngx_http_vibe_json_get(copy,
+                                                            "vibe_never"),
+                                     &past->deny, &all)
+           == NGX_ERROR)
     {
         return NGX_ERROR;
     }
 
-    return ngx_http_vibe_acl_strings(ngx_http_vibe_json_get(copy,
-                                                           "vibe_never"),
-                                     &past->deny, &all);
+    return NGX_OK;
 }
 
 

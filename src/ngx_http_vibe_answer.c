@@ -144,6 +144,9 @@ ngx_http_vibe_answer_begin(ngx_http_request_t *r, ngx_uint_t status)
 
     ctx->answered = 1;
 
+    /* what is conditional here is decided here, not by nginx's own filter */
+
+    r->disable_not_modified = 1;
     r->headers_out.status = status;
 
     return ngx_http_discard_request_body(r);
@@ -328,6 +331,15 @@ ngx_http_vibe_add_header(ngx_http_request_t *r, const char *name,
 }
 
 
+ngx_int_t
+ngx_http_vibe_not_shared(ngx_http_request_t *r)
+{
+    static ngx_str_t  value = ngx_string("private, no-cache");
+
+    return ngx_http_vibe_add_header(r, "Cache-Control", &value);
+}
+
+
 ngx_table_elt_t *
 ngx_http_vibe_header_in(ngx_http_request_t *r, const char *name, size_t len)
 {
@@ -365,6 +377,7 @@ ngx_http_vibe_arg(ngx_http_request_t *r, const char *name,
     ngx_str_t *value)
 {
     u_char     *src, *dst;
+    size_t      i;
     ngx_str_t   raw;
 
     ngx_str_null(value);
@@ -378,7 +391,19 @@ ngx_http_vibe_arg(ngx_http_request_t *r, const char *name,
         return NGX_ERROR;
     }
 
-    src = raw.data;
+    /* as forms and URLSearchParams write it: "+" is a blank */
+
+    src = ngx_pstrdup(r->pool, &raw);
+    if (src == NULL) {
+        return NGX_ERROR;
+    }
+
+    for (i = 0; i < raw.len; i++) {
+        if (src[i] == '+') {
+            src[i] = ' ';
+        }
+    }
+
     dst = value->data;
 
     ngx_unescape_uri(&dst, &src, raw.len, 0);

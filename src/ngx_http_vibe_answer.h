@@ -54,6 +54,9 @@ void ngx_http_vibe_error_name(ngx_uint_t status, ngx_str_t *name);
 ngx_int_t ngx_http_vibe_add_header(ngx_http_request_t *r, const char *name,
     ngx_str_t *value);
 
+/* "Cache-Control": what one may read is not for a shared cache */
+ngx_int_t ngx_http_vibe_not_shared(ngx_http_request_t *r);
+
 /*
  * The "Origin" of the request if vibe_origins allows it.  NGX_OK;
  * NGX_DECLINED if there is none; NGX_ABORT if there is one not allowed.

@@ -304,7 +304,10 @@ ngx_http_vibe_bulk_refused(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
         row->status = NGX_HTTP_BAD_REQUEST;
     }
 
-    if (rc == NGX_OK) {
+    if (call->status == NGX_HTTP_REQUEST_ENTITY_TOO_LARGE) {
+        ngx_str_set(&row->reason, "The document is too large.");
+
+    } else if (rc == NGX_OK) {
         reason = ngx_http_vibe_json_get(root, "reason");
 
         if (reason != NULL && reason->type == NGX_HTTP_VIBE_JSON_STRING) {

@@ -118,8 +118,10 @@ ngx_http_vibe_copy_show(ngx_http_vibe_json_out_t *out,
     ngx_http_vibe_json_t *doc, ngx_uint_t global)
 {
     ngx_str_t              rev;
-    ngx_uint_t             n;
+    ngx_uint_t             n, is_rev;
     ngx_http_vibe_json_t  *m;
+
+    static ngx_str_t  name = ngx_string("_rev");
 
     ngx_http_vibe_copy_source(doc, &rev);
 
@@ -129,7 +131,11 @@ ngx_http_vibe_copy_show(ngx_http_vibe_json_out_t *out,
 
     for (m = doc->child; m; m = m->next) {
 
-        if (global && ngx_http_vibe_is_own(&m->name)) {
+        is_rev = (global && ngx_http_vibe_same(&m->name, &name));
+
+        if (global
+            && (ngx_http_vibe_is_own(&m->name) || (is_rev && rev.len == 0)))
+        {
             continue;
         }
 
@@ -137,10 +143,7 @@ ngx_http_vibe_copy_show(ngx_http_vibe_json_out_t *out,
             ngx_http_vibe_json_put_text(out, ",");
         }
 
-        if (global
-            && m->name.len == sizeof("_rev") - 1
-            && ngx_strncmp(m->name.data, "_rev", sizeof("_rev") - 1) == 0)
-        {
+        if (is_rev) {
             ngx_http_vibe_json_put_text(out, "\"_rev\":");
             ngx_http_vibe_json_put_string(out, &rev);
 
@@ -178,7 +181,8 @@ ngx_http_vibe_copy_newer_format(ngx_http_vibe_json_t *copy)
     m = ngx_http_vibe_json_get(copy, "vibe_v");
 
     return m != NULL
-           && ngx_http_vibe_json_uint(m, NGX_HTTP_VIBE_FORMAT, &n) != NGX_OK;
+           && ngx_http_vibe_json_uint(m, NGX_MAX_INT_T_VALUE, &n) == NGX_OK
+           && n > NGX_HTTP_VIBE_FORMAT;
 }
 
 

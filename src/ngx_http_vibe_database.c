@@ -32,9 +32,18 @@ static ngx_int_t ngx_http_vibe_owner_got(ngx_http_request_t *r,
     ngx_http_vibe_call_t *call);
 static ngx_int_t ngx_http_vibe_owner_info(ngx_http_request_t *r,
     ngx_http_vibe_call_t *call);
-static ngx_int_t ngx_http_vibe_owner_put(ngx_http_request_t *r,
+static ngx_int_t ngx_http_vibe_owner_foreign(ngx_http_request_t *r);
+static ngx_int_t ngx_http_vibe_owner_claimed(ngx_http_request_t *r,
+    ngx_http_vibe_call_t *call);
+static ngx_int_t ngx_http_vibe_owner_claim(ngx_http_request_t *r,
     ngx_http_vibe_owner_t *o);
-static ngx_int_t ngx_http_vibe_owner_put_done(ngx_http_request_t *r,
+static void ngx_http_vibe_owner_put(ngx_http_vibe_json_out_t *out,
+    ngx_pool_t *pool, ngx_str_t *did);
+static ngx_int_t ngx_http_vibe_owner_claim_done(ngx_http_request_t *r,
+    ngx_http_vibe_call_t *call);
+static ngx_int_t ngx_http_vibe_owner_record(ngx_http_request_t *r,
+    ngx_http_vibe_owner_t *o);
+static ngx_int_t ngx_http_vibe_owner_recorded(ngx_http_request_t *r,
     ngx_http_vibe_call_t *call);
 static ngx_int_t ngx_http_vibe_owner_is(ngx_http_request_t *r,
     ngx_http_vibe_owner_t *o, ngx_str_t *did);
@@ -147,8 +156,9 @@ ngx_http_vibe_owner_got(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
     }
 
     if (call->status == NGX_HTTP_NOT_FOUND) {
-        return ngx_http_vibe_request(r, NGX_HTTP_GET, &o->caller->db, "",
-                                     NULL, ngx_http_vibe_owner_info, o);
+        return ngx_http_vibe_request(r, NGX_HTTP_GET, &o->caller->db,
+                                     "/_design/vibe_owner", NULL,
+                                     ngx_http_vibe_owner_claimed, o);
     }
 
     if (call->status != NGX_HTTP_OK) {
@@ -181,8 +191,7 @@ ngx_http_vibe_owner_is(ngx_http_request_t *r, ngx_http_vibe_owner_t *o,
     caller = o->caller;
 
     if (!ngx_http_vibe_same(did, &caller->did)) {
-        return ngx_http_vibe_error_text(r, NGX_HTTP_FORBIDDEN,
-                                    "This database belongs to another DID.");
+        return ngx_http_vibe_owner_foreign(r);
     }
 
     owned = ngx_http_vibe_owned(caller, key);
@@ -194,10 +203,53 @@ ngx_http_vibe_owner_is(ngx_http_request_t *r, ngx_http_vibe_owner_t *o,
 }
 
 
+static ngx_int_t
+ngx_http_vibe_owner_foreign(ngx_http_request_t *r)
+{
+    return ngx_http_vibe_error_text(r, NGX_HTTP_FORBIDDEN,
+                                    "This database belongs to another DID.");
+}
+
+
 /*
  * A database without a record: made by somebody else, or by a worker that
  * died before it wrote the record.  While it is empty it can be had.
  */
+
+static ngx_int_t
+ngx_http_vibe_owner_claimed(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
+{
+    ngx_http_vibe_owner_t *o = call->data;
+
+    ngx_int_t              rc;
+    ngx_http_vibe_json_t  *root, *did;
+
+    if (call->status == NGX_HTTP_NOT_FOUND) {
+        return ngx_http_vibe_request(r, NGX_HTTP_GET, &o->caller->db, "",
+                                     NULL, ngx_http_vibe_owner_info, o);
+    }
+
+    if (call->status != NGX_HTTP_OK) {
+        return ngx_http_vibe_couch_failed(r, call);
+    }
+
+    rc = ngx_http_vibe_scan_answer(r, call, 1, &root);
+    if (rc == NGX_ERROR) {
+        return NGX_ERROR;
+    }
+
+    did = (rc == NGX_OK) ? ngx_http_vibe_json_get(root, "did") : NULL;
+
+    if (did != NULL
+        && did->type == NGX_HTTP_VIBE_JSON_STRING
+        && ngx_http_vibe_same(&did->string, &o->caller->did))
+    {
+        return ngx_http_vibe_owner_record(r, o);
+    }
+
+    return ngx_http_vibe_owner_foreign(r);
+}
+
 
 static ngx_int_t
 ngx_http_vibe_owner_info(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
@@ -229,7 +281,7 @@ ngx_http_vibe_owner_info(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
         && deleted != NULL
         && ngx_http_vibe_json_uint(deleted, 0, &n) == NGX_OK)
     {
-        return ngx_http_vibe_owner_put(r, o);
+        return ngx_http_vibe_owner_claim(r, o);
     }
 
     ngx_log_error(NGX_LOG_WARN, r->connection->log, 0,
@@ -241,26 +293,71 @@ ngx_http_vibe_owner_info(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
 
 
 static ngx_int_t
-ngx_http_vibe_owner_put(ngx_http_request_t *r, ngx_http_vibe_owner_t *o)
+ngx_http_vibe_owner_claim(ngx_http_request_t *r, ngx_http_vibe_owner_t *o)
 {
     ngx_http_vibe_json_out_t  out;
 
-    ngx_http_vibe_json_out_init(&out, r->pool);
-
-    ngx_http_vibe_json_put_text(&out, "{\"did\":");
-    ngx_http_vibe_json_put_string(&out, &o->caller->did);
-    ngx_http_vibe_json_put_text(&out, ",\"vibe_v\":");
-    ngx_http_vibe_json_put_uint(&out, NGX_HTTP_VIBE_FORMAT);
-    ngx_http_vibe_json_put_text(&out, "}");
+    ngx_http_vibe_owner_put(&out, r->pool, &o->caller->did);
 
     return ngx_http_vibe_request(r, NGX_HTTP_PUT, &o->caller->db,
-                                 "/_local/vibe_owner", &out,
-                                 ngx_http_vibe_owner_put_done, o);
+                                 "/_design/vibe_owner", &out,
+                                 ngx_http_vibe_owner_claim_done, o);
+}
+
+
+static void
+ngx_http_vibe_owner_put(ngx_http_vibe_json_out_t *out, ngx_pool_t *pool,
+    ngx_str_t *did)
+{
+    ngx_http_vibe_json_out_init(out, pool);
+
+    ngx_http_vibe_json_put_text(out, "{\"did\":");
+    ngx_http_vibe_json_put_string(out, did);
+    ngx_http_vibe_json_put_text(out, ",\"vibe_v\":");
+    ngx_http_vibe_json_put_uint(out, NGX_HTTP_VIBE_FORMAT);
+    ngx_http_vibe_json_put_text(out, "}");
 }
 
 
 static ngx_int_t
-ngx_http_vibe_owner_put_done(ngx_http_request_t *r,
+ngx_http_vibe_owner_claim_done(ngx_http_request_t *r,
+    ngx_http_vibe_call_t *call)
+{
+    ngx_http_vibe_owner_t *o = call->data;
+
+    switch (call->status) {
+
+    case NGX_HTTP_CREATED:
+    case NGX_HTTP_ACCEPTED:
+        return ngx_http_vibe_owner_record(r, o);
+
+    case NGX_HTTP_CONFLICT:
+
+        /* somebody else has claimed it, or we have, in a request sent twice */
+
+        return ngx_http_vibe_owner_get(r, o);
+
+    default:
+        return ngx_http_vibe_couch_failed(r, call);
+    }
+}
+
+
+static ngx_int_t
+ngx_http_vibe_owner_record(ngx_http_request_t *r, ngx_http_vibe_owner_t *o)
+{
+    ngx_http_vibe_json_out_t  out;
+
+    ngx_http_vibe_owner_put(&out, r->pool, &o->caller->did);
+
+    return ngx_http_vibe_request(r, NGX_HTTP_PUT, &o->caller->db,
+                                 "/_local/vibe_owner", &out,
+                                 ngx_http_vibe_owner_recorded, o);
+}
+
+
+static ngx_int_t
+ngx_http_vibe_owner_recorded(ngx_http_request_t *r,
     ngx_http_vibe_call_t *call)
 {
     ngx_http_vibe_owner_t *o = call->data;
@@ -272,9 +369,7 @@ ngx_http_vibe_owner_put_done(ngx_http_request_t *r,
         return ngx_http_vibe_couch_failed(r, call);
     }
 
-    /* CouchDB checks no revision of a _local document: see who was last */
-
-    return ngx_http_vibe_owner_get(r, o);
+    return ngx_http_vibe_owner_is(r, o, &o->caller->did);
 }
 
 
@@ -339,7 +434,7 @@ ngx_http_vibe_database_closed(ngx_http_request_t *r,
         return o->next(r, o->data, NGX_HTTP_VIBE_OWNED);
     }
 
-    return ngx_http_vibe_owner_put(r, o);
+    return ngx_http_vibe_owner_claim(r, o);
 }
 
 

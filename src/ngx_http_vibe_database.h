@@ -5,6 +5,10 @@
  * A database whose name does not give the DID back has the record
  * _local/vibe_owner, written before the first document.  One without it that
  * holds documents has no known owner: it is served, but not mirrored.
+ *
+ * CouchDB checks no revision of a _local document, so it cannot settle who
+ * of two was first.  The document _design/vibe_owner, which it checks, does:
+ * only who made it writes the record.
  */
 
 

@@ -52,6 +52,11 @@ ngx_http_vibe_document_check(ngx_pool_t *pool, ngx_str_t *collection,
         return NGX_DECLINED;
     }
 
+    if (json->n > NGX_HTTP_VIBE_MEMBERS_MAX) {
+        *reason = "The document has too many members.";
+        return NGX_DECLINED;
+    }
+
     for (m = json->child; m; m = m->next) {
 
         member = ngx_http_vibe_document_member(&m->name);

@@ -17,6 +17,10 @@
 #include "ngx_http_vibe_json.h"
 
 
+/* members of a document: each costs memory while CouchDB is waited for */
+#define NGX_HTTP_VIBE_MEMBERS_MAX  10000
+
+
 typedef struct {
     ngx_http_vibe_json_t      *json;
     ngx_str_t                  id;

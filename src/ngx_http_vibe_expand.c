@@ -27,14 +27,18 @@ ngx_http_vibe_expand_t *
 ngx_http_vibe_expand_create(ngx_http_request_t *r,
     ngx_http_vibe_caller_t *caller, ngx_uint_t n)
 {
-    ngx_http_vibe_expand_t  *expand;
+    ngx_http_vibe_expand_t     *expand;
+    ngx_http_vibe_main_conf_t  *vmcf;
 
     expand = ngx_pcalloc(r->pool, sizeof(ngx_http_vibe_expand_t));
     if (expand == NULL) {
         return NULL;
     }
 
+    vmcf = ngx_http_get_module_main_conf(r, ngx_http_vibe_module);
+
     expand->did = caller->did;
+    expand->max_size = vmcf->max_response;
 
     expand->own = ngx_http_vibe_lookup_create(r, &caller->db, n);
     if (expand->own == NULL) {
@@ -293,6 +297,14 @@ ngx_http_vibe_expand_put_ref(ngx_http_vibe_expand_t *expand,
         return rc;
     }
 
+    /* one document may be referred to many times */
+
+    if (ref->row->doc->raw.len > expand->max_size - expand->size) {
+        return NGX_DECLINED;
+    }
+
+    expand->size += ref->row->doc->raw.len;
+
     if (ref->own) {
         ngx_http_vibe_json_put_str(out, &ref->row->doc->raw);
 
@@ -371,6 +383,10 @@ ngx_http_vibe_expand_answer(ngx_http_request_t *r, void *data,
     }
 
     ngx_http_vibe_json_put_text(&out, "\n");
+
+    if (ngx_http_vibe_not_shared(r) != NGX_OK) {
+        return NGX_ERROR;
+    }
 
     return ngx_http_vibe_answer(r, NGX_HTTP_OK, &out);
 }

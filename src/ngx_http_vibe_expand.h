@@ -16,7 +16,10 @@
 #include "ngx_http_vibe_lookup.h"
 
 
-/* references of one query */
+/*
+ * References of one query; what is beyond, or would make the answer larger
+ * than vibe_max_response, stays unexpanded.
+ */
 #define NGX_HTTP_VIBE_EXPAND_MAX  1000
 
 
@@ -33,6 +36,8 @@ typedef struct {
     ngx_http_vibe_lookup_t       *global;
     ngx_array_t                   refs;      /* of ngx_http_vibe_ref_t */
     ngx_uint_t                    shown;     /* refs written so far */
+    size_t                        size;      /* bytes they were expanded to */
+    size_t                        max_size;
     ngx_http_vibe_next_pt         next;
     void                         *data;
 } ngx_http_vibe_expand_t;

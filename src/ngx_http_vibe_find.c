@@ -82,6 +82,13 @@ ngx_http_vibe_find_parse(ngx_pool_t *pool, ngx_str_t *text, ngx_uint_t regex,
 
     find->limit = NGX_HTTP_VIBE_LIMIT;
 
+    /* more than all that it may hold: nothing that is worth a scan */
+
+    if (text->len > NGX_HTTP_VIBE_QUERY_MAX) {
+        ngx_str_set(reason, "The query is too long.");
+        return NGX_DECLINED;
+    }
+
     if (ngx_array_init(&find->expand, pool, 4, sizeof(ngx_str_t)) != NGX_OK) {
         return NGX_ERROR;
     }
@@ -103,6 +110,7 @@ ngx_http_vibe_find_parse(ngx_pool_t *pool, ngx_str_t *text, ngx_uint_t regex,
     if (rc == NGX_OK) {
         /* what may be asked depends on where */
         ctx.selector.regex = (!find->global || regex);
+        ctx.selector.global = find->global ? 1 : 0;
         rc = ngx_http_vibe_find_conditions(&ctx);
     }
 

@@ -18,6 +18,7 @@
 
 #define NGX_HTTP_VIBE_LIMIT             25      /* without "limit" */
 #define NGX_HTTP_VIBE_SKIP_MAX          10000
+#define NGX_HTTP_VIBE_QUERY_MAX         65536   /* bytes of the whole query */
 #define NGX_HTTP_VIBE_BOOKMARK_MAX      8192    /* bytes */
 #define NGX_HTTP_VIBE_EXPAND_NAMES_MAX  20
 

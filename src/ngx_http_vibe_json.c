@@ -16,6 +16,7 @@ typedef struct {
     u_char                 *last;          /* where the last token ended */
 
     ngx_uint_t              keep;          /* levels to remember */
+    ngx_uint_t              max;           /* levels to accept */
     ngx_uint_t              depth;         /* containers open now */
     ngx_uint_t              nodes;
 
@@ -26,8 +27,8 @@ typedef struct {
     ngx_str_t               name;          /* of the member to come */
     u_char                 *start;
 
-    ngx_http_vibe_json_t   *open[NGX_HTTP_VIBE_JSON_MAX_DEPTH + 1];
-    ngx_http_vibe_json_t  **link[NGX_HTTP_VIBE_JSON_MAX_DEPTH + 1];
+    ngx_http_vibe_json_t   *open[NGX_HTTP_VIBE_JSON_MAX_DEPTH + 2];
+    ngx_http_vibe_json_t  **link[NGX_HTTP_VIBE_JSON_MAX_DEPTH + 2];
 
     const char             *reason;
     unsigned                no_memory:1;
@@ -61,6 +62,9 @@ static int ngx_http_vibe_json_on_start_array(void *ctx);
 static int ngx_http_vibe_json_on_end(void *ctx);
 static ngx_buf_t *ngx_http_vibe_json_out_buf(ngx_http_vibe_json_out_t *out,
     u_char *data);
+
+
+const char  ngx_http_vibe_json_too_many[] = "too many values";
 
 
 static yajl_callbacks  ngx_http_vibe_json_callbacks = {
@@ -97,7 +101,9 @@ ngx_http_vibe_json_scan(ngx_pool_t *pool, ngx_str_t *text, ngx_uint_t depth,
     scan.pool = pool;
     scan.text = text;
     scan.last = text->data;
-    scan.keep = depth;
+    scan.keep = depth & ~NGX_HTTP_VIBE_JSON_DEEP;
+    scan.max = (depth & NGX_HTTP_VIBE_JSON_DEEP)
+               ? NGX_MAX_INT32_VALUE : NGX_HTTP_VIBE_JSON_MAX_DEPTH;
 
     scan.yajl = yajl_alloc(&ngx_http_vibe_json_callbacks, NULL, &scan);
     if (scan.yajl == NULL) {
@@ -299,7 +305,7 @@ ngx_http_vibe_json_node(ngx_http_vibe_json_scan_t *scan,
     }
 
     if (++scan->nodes > NGX_HTTP_VIBE_JSON_MAX_NODES) {
-        scan->reason = "too many values";
+        scan->reason = ngx_http_vibe_json_too_many;
         return NGX_DECLINED;
     }
 
@@ -514,7 +520,7 @@ ngx_http_vibe_json_on_start(ngx_http_vibe_json_scan_t *scan,
 
     (void) ngx_http_vibe_json_token(scan, &start);
 
-    if (scan->depth == NGX_HTTP_VIBE_JSON_MAX_DEPTH) {
+    if (scan->depth == scan->max) {
         scan->reason = "nested too deep";
         return 0;
     }
@@ -524,9 +530,9 @@ ngx_http_vibe_json_on_start(ngx_http_vibe_json_scan_t *scan,
     }
 
     scan->depth++;
-    scan->open[scan->depth] = node;
 
     if (node != NULL) {
+        scan->open[scan->depth] = node;
         scan->link[scan->depth] = &node->child;
         node->raw.data = start;
 
@@ -563,9 +569,10 @@ ngx_http_vibe_json_on_end(void *ctx)
 
     end = ngx_http_vibe_json_token(scan, &start);
 
-    node = scan->open[scan->depth--];
+    /* a container is remembered where its place is */
 
-    if (node != NULL) {
+    if (--scan->depth <= scan->keep) {
+        node = scan->open[scan->depth + 1];
         node->raw.len = end - node->raw.data;
     }
 

@@ -29,6 +29,12 @@
 /* "depth" for ngx_http_vibe_json_scan(): remember every value */
 #define NGX_HTTP_VIBE_JSON_ALL        NGX_HTTP_VIBE_JSON_MAX_DEPTH
 
+/*
+ * Added to "depth": however deep the text nests below it.  For CouchDB's
+ * answers, which hold documents that came past the module.
+ */
+#define NGX_HTTP_VIBE_JSON_DEEP       0x1000
+
 
 /* 1 if two strings have the same bytes */
 #define ngx_http_vibe_same(a, b)                                              \
@@ -82,6 +88,9 @@ struct ngx_http_vibe_json_s {
  */
 ngx_int_t ngx_http_vibe_json_scan(ngx_pool_t *pool, ngx_str_t *text,
     ngx_uint_t depth, ngx_http_vibe_json_t **root, const char **reason);
+
+/* the "reason" where a text has too many values */
+extern const char  ngx_http_vibe_json_too_many[];
 
 /* 1 if the bytes are UTF-8 (RFC 3629) */
 ngx_uint_t ngx_http_vibe_json_is_utf8(ngx_str_t *str);

@@ -1114,8 +1114,8 @@ ngx_http_vibe_jwt_claims(ngx_http_vibe_json_t *object,
     if (ngx_http_vibe_jwt_string(object, &instance, &claims->instance)
         != NGX_OK)
     {
-        *reason = "instanceId of the token is not a string";
-        return NGX_DECLINED;
+        /* whose token it is, is known: that no database has it is for later */
+        ngx_str_set(&claims->instance, "");
     }
 
     return NGX_OK;

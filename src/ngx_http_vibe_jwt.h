@@ -34,7 +34,8 @@
 
 typedef struct {
     ngx_str_t    sub;             /* resolved from its JSON escapes */
-    ngx_str_t    instance;        /* "instanceId", data NULL if absent */
+    ngx_str_t    instance;        /* "instanceId", data NULL if absent,
+                                     empty if it is no string */
     ngx_str_t    jti;             /* data NULL if absent */
     time_t       exp;             /* 0 if absent */
 } ngx_http_vibe_jwt_claims_t;

@@ -118,16 +118,22 @@ ngx_http_vibe_lookup_answer(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
         return lookup->next(r, lookup->data, NULL);
     }
 
-    if (call->too_large && lookup->n > 1) {
-        lookup->n /= 2;
-        return ngx_http_vibe_lookup_send(r, lookup);
+    rc = NGX_DECLINED;
+
+    if (call->status == NGX_HTTP_OK) {
+        rc = ngx_http_vibe_scan_answer(r, call, NGX_HTTP_VIBE_LOOKUP_DEPTH,
+                                       &root);
     }
 
-    if (call->status != NGX_HTTP_OK) {
+    if (rc == NGX_DECLINED) {
+
+        if (call->too_large && lookup->n > 1) {
+            lookup->n /= 2;
+            return ngx_http_vibe_lookup_send(r, lookup);
+        }
+
         return lookup->next(r, lookup->data, call);
     }
-
-    rc = ngx_http_vibe_scan_answer(r, call, NGX_HTTP_VIBE_LOOKUP_DEPTH, &root);
 
     if (rc == NGX_OK) {
         rc = ngx_http_vibe_lookup_read(lookup, root);

@@ -136,8 +136,8 @@ ngx_http_vibe_mirror_round(ngx_http_request_t *r, void *data,
 
         if (++row[i].tries > NGX_HTTP_VIBE_MIRROR_TRIES) {
             ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,
-                          "the mirror of \"%V\" met a conflict %d times",
-                          &row[i].global, NGX_HTTP_VIBE_MIRROR_TRIES);
+                          "a mirror is pending: it met a conflict %d times",
+                          NGX_HTTP_VIBE_MIRROR_TRIES);
             row[i].failed = 1;
             continue;
         }
@@ -207,15 +207,19 @@ ngx_http_vibe_mirror_compare(ngx_http_request_t *r, ngx_http_vibe_mirror_t *m,
 
     if (ngx_http_vibe_copy_newer_format(row->copy->doc)) {
         ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,
-                      "\"%V\" in global has the format of a newer version "
-                      "and is left alone", &row->global);
+                      "a document in global has the format of a newer "
+                      "version and is left alone");
         row->failed = 1;
         return NGX_OK;
     }
 
+    /* a stub says nothing of what its writer knew */
+
     ngx_http_vibe_copy_source(row->copy->doc, &rev);
 
-    if (ngx_http_vibe_rev_cmp(&rev, &row->rev) > 0) {
+    if (row->copy->doc != NULL
+        && (rev.len == 0 || ngx_http_vibe_rev_cmp(&rev, &row->rev) > 0))
+    {
         row->ask = 1;
     }
 
@@ -409,11 +413,7 @@ ngx_http_vibe_mirror_claims(ngx_http_vibe_mirror_row_t *row)
         return !row->made;
     }
 
-    if (row->copy->doc == NULL) {
-        return ngx_http_vibe_rev_generation(&row->rev) != 1;
-    }
-
-    return row->copy->deleted;
+    return row->copy->doc == NULL || row->copy->deleted;
 }
 
 
@@ -512,18 +512,6 @@ ngx_http_vibe_mirror_result(ngx_http_request_t *r,
             return;
         }
 
-        if (!row->stub.len
-            && (row->copy == NULL || row->copy->doc == NULL)
-            && row->access.kind != NGX_HTTP_VIBE_PRIVATE
-            && ngx_http_vibe_rev_generation(&result->rev) > 1)
-        {
-            /* below lies a tombstone that was not there, of a newer state */
-
-            row->made = 0;
-            row->ask = 1;
-            return;
-        }
-
         row->done = 1;
         row->copied = (row->access.kind != NGX_HTTP_VIBE_PRIVATE);
         return;
@@ -540,9 +528,8 @@ ngx_http_vibe_mirror_result(ngx_http_request_t *r,
         row->failed = 1;
 
         ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,
-                      "the mirror of \"%V\" is pending: couchdb answered "
-                      "%ui %V", &row->global, result->status,
-                      &result->reason);
+                      "a mirror is pending: couchdb answered %ui",
+                      result->status);
     }
 }
 

@@ -19,9 +19,8 @@
  * Where nothing is, or a tombstone, there is no revision to compare with:
  * CouchDB takes a write over a tombstone only without one, and then whatever
  * happened meanwhile.  So the place is first claimed by a stub that nobody
- * can read; with its revision 2 and 3 follow.  A document that has just come
- * into being is written at once: the generation that CouchDB answers with
- * tells whether there was a tombstone after all, and then 2 and 3 follow.
+ * can read; with its revision 2 and 3 follow.  Only a document whose id the
+ * module has just made is written at once.
  *
  * Promises: what was never public or restricted leaves no trace; what was and
  * is no longer leaves a tombstone, also where its copy has not arrived yet,

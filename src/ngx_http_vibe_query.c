@@ -70,6 +70,9 @@ ngx_http_vibe_query(ngx_http_request_t *r, ngx_http_vibe_ctx_t *ctx)
     ngx_http_vibe_query_t     *q;
     ngx_http_vibe_loc_conf_t  *vlcf;
 
+    static ngx_str_t  yes = ngx_string("true");
+    static ngx_str_t  no = ngx_string("false");
+
     q = ngx_pcalloc(r->pool, sizeof(ngx_http_vibe_query_t));
     if (q == NULL) {
         return NGX_ERROR;
@@ -83,8 +86,12 @@ ngx_http_vibe_query(ngx_http_request_t *r, ngx_http_vibe_ctx_t *ctx)
         return NGX_ERROR;
     }
 
-    q->find.global = (value.len == 4
-                      && ngx_strncmp(value.data, "true", 4) == 0);
+    q->find.global = ngx_http_vibe_same(&value, &yes);
+
+    if (!q->find.global && value.len && !ngx_http_vibe_same(&value, &no)) {
+        return ngx_http_vibe_error_text(r, NGX_HTTP_BAD_REQUEST,
+                             "The argument global must be true or false.");
+    }
 
     vlcf = ngx_http_get_module_loc_conf(r, ngx_http_vibe_module);
 
@@ -279,18 +286,26 @@ ngx_http_vibe_query_found(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
         return ngx_http_vibe_query_refused(r, q, call);
     }
 
-    if (call->status != NGX_HTTP_OK) {
-        return ngx_http_vibe_couch_failed(r, call);
+    rc = NGX_DECLINED;
+
+    if (call->status == NGX_HTTP_OK) {
+        rc = ngx_http_vibe_query_read(r, q, call);
     }
 
-    rc = ngx_http_vibe_query_read(r, q, call);
-
-    if (rc == NGX_DECLINED) {
-        call->status = NGX_HTTP_BAD_GATEWAY;
-        return ngx_http_vibe_couch_failed(r, call);
+    if (rc != NGX_DECLINED) {
+        return rc;
     }
 
-    return rc;
+    if (call->too_large && q->find.limit > 1) {
+
+        /* a shorter page: the bookmark leads on */
+
+        q->find.limit /= 2;
+
+        return ngx_http_vibe_query_sequence(r, q, &q->seq);
+    }
+
+    return ngx_http_vibe_couch_failed(r, call);
 }
 
 
@@ -369,6 +384,7 @@ ngx_http_vibe_query_read(ngx_http_request_t *r, ngx_http_vibe_query_t *q,
     bookmark = ngx_http_vibe_json_get(root, "bookmark");
 
     if (q->docs == NULL || q->docs->type != NGX_HTTP_VIBE_JSON_ARRAY) {
+        call->status = NGX_HTTP_BAD_GATEWAY;
         return NGX_DECLINED;
     }
 
@@ -535,13 +551,11 @@ ngx_http_vibe_query_expand(ngx_http_request_t *r, ngx_http_vibe_query_t *q)
         }
     }
 
-    if (n > NGX_HTTP_VIBE_EXPAND_MAX) {
-        return ngx_http_vibe_error_text(r, NGX_HTTP_BAD_REQUEST,
-                   "There are too many references to expand: "
-                   "ask with a smaller limit.");
-    }
+    /* what is beyond the limit stays as it is */
 
-    q->expand = ngx_http_vibe_expand_create(r, &q->ctx->caller, n);
+    q->expand = ngx_http_vibe_expand_create(r, &q->ctx->caller,
+                                            ngx_min(n,
+                                                    NGX_HTTP_VIBE_EXPAND_MAX));
     if (q->expand == NULL) {
         return NGX_ERROR;
     }
@@ -549,7 +563,7 @@ ngx_http_vibe_query_expand(ngx_http_request_t *r, ngx_http_vibe_query_t *q)
     for (doc = q->docs->child; doc; doc = doc->next) {
         for (m = doc->child; m; m = m->next) {
             if (ngx_http_vibe_query_expands(q, m)
-                && ngx_http_vibe_expand_add(r, q->expand, m) != NGX_OK)
+                && ngx_http_vibe_expand_add(r, q->expand, m) == NGX_ERROR)
             {
                 return NGX_ERROR;
             }
@@ -698,8 +712,6 @@ ngx_http_vibe_query_etag(ngx_http_request_t *r, ngx_http_vibe_json_out_t *out)
     ngx_chain_t       *cl;
     ngx_table_elt_t   *h;
 
-    static ngx_str_t  cache_control = ngx_string("private, no-cache");
-
     ngx_sha1_init(&sha1);
 
     for (cl = out->first; cl; cl = cl->next) {
@@ -722,8 +734,7 @@ ngx_http_vibe_query_etag(ngx_http_request_t *r, ngx_http_vibe_json_out_t *out)
     *p = '"';
 
     if (ngx_http_vibe_add_header(r, "ETag", &etag) != NGX_OK
-        || ngx_http_vibe_add_header(r, "Cache-Control", &cache_control)
-           != NGX_OK)
+        || ngx_http_vibe_not_shared(r) != NGX_OK)
     {
         return NGX_ERROR;
     }

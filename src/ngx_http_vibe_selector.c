@@ -655,6 +655,14 @@ ngx_http_vibe_selector_check_field(ngx_http_vibe_selector_t *s,
                                             name);
     }
 
+    if (s->global
+        && segment.len == sizeof("_rev") - 1
+        && ngx_memcmp(head, "_rev", sizeof("_rev") - 1) == 0)
+    {
+        return ngx_http_vibe_selector_refuse(s, "a global query cannot have a "
+                                             "condition on _rev");
+    }
+
     return NGX_OK;
 }
 

@@ -34,6 +34,7 @@ typedef struct {
     ngx_uint_t    terms;
     size_t        len;
     unsigned      regex:1;        /* in: $regex is allowed */
+    unsigned      global:1;       /* in: of copies, whose _rev is not shown */
     ngx_str_t     reason;         /* out: for the client */
 } ngx_http_vibe_selector_t;
 

@@ -107,9 +107,12 @@ ngx_http_vibe_scan_answer(ngx_http_request_t *r, ngx_http_vibe_call_t *call,
     ngx_int_t    rc;
     const char  *reason;
 
-    rc = ngx_http_vibe_json_scan(r->pool, &call->answer, depth, root, &reason);
+    rc = ngx_http_vibe_json_scan(r->pool, &call->answer,
+                                 depth|NGX_HTTP_VIBE_JSON_DEEP, root, &reason);
 
     if (rc == NGX_DECLINED) {
+        call->too_large = (reason == ngx_http_vibe_json_too_many);
+
         ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,
                       "couchdb answered \"%V\" with what is not json: %s",
                       &call->path, reason);
@@ -440,7 +443,8 @@ ngx_http_vibe_subrequest_grow(ngx_http_vibe_call_t *call,
         return NGX_ERROR;
     }
 
-    size = ngx_max(len, ngx_max(call->size * 2, NGX_HTTP_VIBE_ANSWER_SIZE));
+    size = ngx_max(call->size * 2, NGX_HTTP_VIBE_ANSWER_SIZE);
+    size = ngx_max(len, ngx_min(size, vmcf->max_response));
 
     p = ngx_pnalloc(r->pool, size);
     if (p == NULL) {

@@ -104,7 +104,7 @@ printf 'leak:%s\n' ngx_alloc ngx_calloc ngx_memalign >"$dir/suppressions"
 
 # Test::Nginx adds the test's name to log_path, and takes options apart at
 # commas.
-export ASAN_OPTIONS="detect_leaks=1,strict_string_checks=1,log_path=$logs/report"
+export ASAN_OPTIONS="detect_leaks=1,strict_string_checks=1,quarantine_size_mb=16,log_path=$logs/report"
 export LSAN_OPTIONS="suppressions=$dir/suppressions,print_suppressions=0"
 export UBSAN_OPTIONS="print_stacktrace=1,log_path=$logs/undefined"
 export TEST_NGINX_BINARY=$dir/objs/nginx

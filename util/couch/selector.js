@@ -12,6 +12,7 @@
  *                   {op, arg}                        any other operator
  */
 
+const vm = require('vm');
 const { HttpError, isObject } = require('./http');
 const { compare } = require('./collation');
 
@@ -222,6 +223,21 @@ function inside(test) {
   }
 }
 
+/** One pattern must not stop everything: this is the only thread. */
+const REGEX_TIMEOUT = 250;
+const regexContext = vm.createContext({});
+const regexTest = new vm.Script('regexp.test(text)');
+
+function bounded(regexp, text) {
+  Object.assign(regexContext, { regexp, text });
+  try {
+    return regexTest.runInContext(regexContext, { timeout: REGEX_TIMEOUT });
+  } catch (error) {
+    if (error.code !== 'ERR_SCRIPT_EXECUTION_TIMEOUT') throw error;
+    throw new HttpError(400, 'invalid_operator', 'The $regex takes too long.');
+  }
+}
+
 const TESTS = {
   $lt: ({ arg }, value) => compare(value, arg) < 0,
   $lte: ({ arg }, value) => compare(value, arg) <= 0,
@@ -237,7 +253,7 @@ const TESTS = {
   $mod: ({ arg }, value) => Number.isInteger(value) && value % arg[0] === arg[1],
   $size: ({ arg }, value) => Array.isArray(value) && value.length === arg,
   $beginsWith: ({ arg }, value) => typeof value === 'string' && value.startsWith(arg),
-  $regex: ({ regexp }, value) => typeof value === 'string' && regexp.test(value),
+  $regex: ({ regexp }, value) => typeof value === 'string' && bounded(regexp, value),
   $elemMatch: ({ arg }, value) => Array.isArray(value)
     && inside(() => value.some((v) => evaluate(arg, v))),
   $allMatch: ({ arg }, value) => Array.isArray(value) && value.length > 0
