@@ -390,7 +390,9 @@ ngx_http_vibe_couchdb(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     }
 
     if (ngx_strlchr(vmcf->url.data + scheme, vmcf->url.data + vmcf->url.len,
-                    '/'))
+                    '/')
+        || ngx_strlchr(vmcf->url.data + scheme,
+                       vmcf->url.data + vmcf->url.len, '?'))
     {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
                            "\"vibe_couchdb\" may not have a path");
@@ -700,6 +702,13 @@ ngx_http_vibe_db_prefix(ngx_conf_t *cf, void *post, void *data)
 {
     ngx_str_t *prefix = data;
 
+    ngx_uint_t  i;
+
+    static ngx_str_t  taken[] = {
+        ngx_string(NGX_HTTP_VIBE_GLOBAL),
+        ngx_string(NGX_HTTP_VIBE_OWN_PREFIX)
+    };
+
     if (!ngx_http_vibe_is_db(prefix)
         || prefix->len > NGX_HTTP_VIBE_DB_PREFIX_MAX)
     {
@@ -708,14 +717,19 @@ ngx_http_vibe_db_prefix(ngx_conf_t *cf, void *post, void *data)
         return NGX_CONF_ERROR;
     }
 
-    if (ngx_strncmp(prefix->data, NGX_HTTP_VIBE_GLOBAL,
-                    ngx_min(prefix->len, sizeof(NGX_HTTP_VIBE_GLOBAL) - 1))
-        == 0)
-    {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "\"%V\" would name the database \"%s\"", prefix,
-                           NGX_HTTP_VIBE_GLOBAL);
-        return NGX_CONF_ERROR;
+    /* what is not a user's, whatever would follow the prefix */
+
+    for (i = 0; i < sizeof(taken) / sizeof(taken[0]); i++) {
+
+        if (ngx_strncmp(prefix->data, taken[i].data,
+                        ngx_min(prefix->len, taken[i].len))
+            == 0)
+        {
+            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                               "\"%V\" could name a database that is not a "
+                               "user's, as \"%V\"", prefix, &taken[i]);
+            return NGX_CONF_ERROR;
+        }
     }
 
     return NGX_CONF_OK;
@@ -843,6 +857,7 @@ ngx_http_vibe_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     ngx_http_vibe_loc_conf_t *prev = parent;
     ngx_http_vibe_loc_conf_t *conf = child;
 
+    ngx_http_core_loc_conf_t   *clcf;
     ngx_http_vibe_main_conf_t  *vmcf;
 
     if (conf->token == NULL) {
@@ -878,6 +893,18 @@ ngx_http_vibe_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     ngx_conf_merge_value(conf->max_limit, prev->max_limit, 1000);
     ngx_conf_merge_value(conf->own_indexes, prev->own_indexes, 8);
     ngx_conf_merge_value(conf->global_regex, prev->global_regex, 0);
+
+    clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
+
+    /* "if" and "limit_except" make locations without a name */
+
+    if (clcf->noname && !conf->data) {
+        conf->data = prev->data;
+    }
+
+    if (clcf->lmt_excpt && clcf->handler == NULL && conf->data) {
+        clcf->handler = ngx_http_vibe_data_handler;
+    }
 
     vmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_vibe_module);
 

@@ -22,6 +22,7 @@ typedef struct {
 
 static ngx_int_t ngx_http_vibe_acl_read(ngx_pool_t *pool, ngx_str_t *owner,
     ngx_http_vibe_json_t *acl, ngx_http_vibe_access_t *access);
+static ngx_int_t ngx_http_vibe_acl_keep(ngx_array_t *dids);
 static ngx_int_t ngx_http_vibe_acl_rules(ngx_http_vibe_json_t *list,
     ngx_uint_t deny, ngx_http_vibe_rules_t *rules);
 static ngx_int_t ngx_http_vibe_acl_rule(ngx_http_vibe_json_t *node,
@@ -43,6 +44,7 @@ ngx_http_vibe_acl_decide(ngx_pool_t *pool, ngx_str_t *owner,
     ngx_http_vibe_json_t *doc, ngx_http_vibe_access_t *access)
 {
     ngx_int_t              rc;
+    ngx_pool_t            *temp;
     const char            *reason;
     ngx_http_vibe_json_t  *acl, *deleted;
 
@@ -69,20 +71,59 @@ ngx_http_vibe_acl_decide(ngx_pool_t *pool, ngx_str_t *owner,
         return NGX_OK;
     }
 
-    rc = ngx_http_vibe_json_scan(pool, &acl->raw, NGX_HTTP_VIBE_JSON_ALL,
+    /* of what the scan takes nothing is needed later but the DIDs */
+
+    temp = ngx_create_pool(NGX_DEFAULT_POOL_SIZE, pool->log);
+    if (temp == NULL) {
+        return NGX_ERROR;
+    }
+
+    rc = ngx_http_vibe_json_scan(temp, &acl->raw, NGX_HTTP_VIBE_JSON_ALL,
                                  &acl, &reason);
 
     if (rc == NGX_OK) {
-        rc = ngx_http_vibe_acl_read(pool, owner, acl, access);
+        rc = ngx_http_vibe_acl_read(temp, owner, acl, access);
     }
+
+    if (rc == NGX_OK) {
+        rc = ngx_http_vibe_acl_keep(&access->read);
+    }
+
+    if (rc == NGX_OK) {
+        rc = ngx_http_vibe_acl_keep(&access->deny);
+    }
+
+    ngx_destroy_pool(temp);
 
     if (rc == NGX_DECLINED) {
         /* not understood */
         access->kind = NGX_HTTP_VIBE_PRIVATE;
+        access->deny.nelts = 0;
         return NGX_OK;
     }
 
     return rc;
+}
+
+
+/* moves DIDs from where they were scanned into the array's pool */
+
+static ngx_int_t
+ngx_http_vibe_acl_keep(ngx_array_t *dids)
+{
+    ngx_str_t   *did;
+    ngx_uint_t   i;
+
+    did = dids->elts;
+
+    for (i = 0; i < dids->nelts; i++) {
+        did[i].data = ngx_pstrdup(dids->pool, &did[i]);
+        if (did[i].data == NULL) {
+            return NGX_ERROR;
+        }
+    }
+
+    return NGX_OK;
 }
 
 

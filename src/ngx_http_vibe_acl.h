@@ -64,7 +64,7 @@ typedef struct {
 /*
  * Decides the access of the document "doc", an object whose members were
  * scanned at least, and whose owner is this DID.  A deleted one is private.
- * The DIDs point into the document or are from the pool.  NGX_OK or NGX_ERROR.
+ * The DIDs are from the pool.  NGX_OK or NGX_ERROR.
  */
 ngx_int_t ngx_http_vibe_acl_decide(ngx_pool_t *pool, ngx_str_t *owner,
     ngx_http_vibe_json_t *doc, ngx_http_vibe_access_t *access);

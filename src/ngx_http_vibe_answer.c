@@ -133,6 +133,7 @@ ngx_http_vibe_answer_empty(ngx_http_request_t *r, ngx_uint_t status)
 static ngx_int_t
 ngx_http_vibe_answer_begin(ngx_http_request_t *r, ngx_uint_t status)
 {
+    ngx_int_t             rc;
     ngx_http_vibe_ctx_t  *ctx;
 
     ctx = ngx_http_get_module_ctx(r, ngx_http_vibe_module);
@@ -142,6 +143,11 @@ ngx_http_vibe_answer_begin(ngx_http_request_t *r, ngx_uint_t status)
         return NGX_HTTP_CLIENT_CLOSED_REQUEST;
     }
 
+    rc = ngx_http_discard_request_body(r);
+    if (rc != NGX_OK) {
+        return rc;
+    }
+
     ctx->answered = 1;
 
     /* what is conditional here is decided here, not by nginx's own filter */
@@ -149,7 +155,7 @@ ngx_http_vibe_answer_begin(ngx_http_request_t *r, ngx_uint_t status)
     r->disable_not_modified = 1;
     r->headers_out.status = status;
 
-    return ngx_http_discard_request_body(r);
+    return NGX_OK;
 }
 
 
@@ -274,6 +280,7 @@ ngx_http_vibe_couch_status(ngx_http_vibe_call_t *call, const char **reason)
 
     switch (call->status) {
 
+    case NGX_HTTP_REQUEST_ENTITY_TOO_LARGE:
     case NGX_HTTP_SERVICE_UNAVAILABLE:
     case NGX_HTTP_GATEWAY_TIME_OUT:
         status = call->status;

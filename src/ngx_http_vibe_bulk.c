@@ -7,7 +7,7 @@ static ngx_int_t ngx_http_vibe_bulk_send(ngx_http_request_t *r,
 static ngx_int_t ngx_http_vibe_bulk_answer(ngx_http_request_t *r,
     ngx_http_vibe_call_t *call);
 static ngx_int_t ngx_http_vibe_bulk_read(ngx_http_request_t *r,
-    ngx_http_vibe_call_t *call);
+    ngx_http_vibe_call_t *call, ngx_uint_t status);
 static ngx_int_t ngx_http_vibe_bulk_refused(ngx_http_request_t *r,
     ngx_http_vibe_call_t *call);
 static ngx_int_t ngx_http_vibe_bulk_gave_up(ngx_http_request_t *r,
@@ -119,9 +119,8 @@ ngx_http_vibe_bulk_answer(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
 {
     ngx_http_vibe_bulk_t *bulk = call->data;
 
-    ngx_int_t  rc;
-
-    bulk->resent |= call->resent;
+    ngx_int_t   rc;
+    ngx_uint_t  status;
 
     if (ngx_http_vibe_no_database(call)) {
         bulk->missing = 1;
@@ -132,7 +131,7 @@ ngx_http_vibe_bulk_answer(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
 
     case NGX_HTTP_CREATED:
     case NGX_HTTP_ACCEPTED:
-        rc = ngx_http_vibe_bulk_read(r, call);
+        rc = ngx_http_vibe_bulk_read(r, call, call->status);
         break;
 
     case NGX_HTTP_UNAUTHORIZED:
@@ -145,7 +144,22 @@ ngx_http_vibe_bulk_answer(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
         return ngx_http_vibe_bulk_gave_up(r, call);
 
     default:
-        rc = ngx_http_vibe_bulk_refused(r, call);
+
+        if (call->status < NGX_HTTP_BAD_REQUEST) {
+            call->status = NGX_HTTP_BAD_GATEWAY;
+            return ngx_http_vibe_bulk_gave_up(r, call);
+        }
+
+        /* of an array of rows CouchDB may have written some, also with 500 */
+
+        status = call->status;
+
+        rc = ngx_http_vibe_bulk_read(r, call, NGX_HTTP_ACCEPTED);
+
+        if (rc == NGX_DECLINED) {
+            call->status = status;
+            rc = ngx_http_vibe_bulk_refused(r, call);
+        }
     }
 
     if (rc == NGX_DECLINED) {
@@ -167,7 +181,8 @@ ngx_http_vibe_bulk_answer(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
 /* the rows come in the order of the documents */
 
 static ngx_int_t
-ngx_http_vibe_bulk_read(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
+ngx_http_vibe_bulk_read(ngx_http_request_t *r, ngx_http_vibe_call_t *call,
+    ngx_uint_t status)
 {
     ngx_http_vibe_bulk_t *bulk = call->data;
 
@@ -190,7 +205,7 @@ ngx_http_vibe_bulk_read(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
     i = bulk->from;
 
     for (node = root->child; node; node = node->next) {
-        if (ngx_http_vibe_bulk_row(&row[i++], call->status, node) != NGX_OK) {
+        if (ngx_http_vibe_bulk_row(&row[i++], status, node) != NGX_OK) {
             call->status = NGX_HTTP_BAD_GATEWAY;
             return NGX_DECLINED;
         }

@@ -39,7 +39,6 @@ typedef struct {
     void                      *data;
 
     unsigned                   missing:1;    /* out: there is no database */
-    unsigned                   resent:1;     /* out: a 409 may be our own */
 
     ngx_uint_t                 from;         /* rows written now */
     ngx_uint_t                 n;

@@ -168,17 +168,30 @@ ngx_http_vibe_token(ngx_http_request_t *r, ngx_http_vibe_loc_conf_t *vlcf,
 
 
 /*
- * vibe_token may take it from a cookie by way of any variable, so what is
- * looked at is whether a cookie holds it.
+ * vibe_token may take it from a cookie by way of any variable, or from two, so
+ * what is looked at is whether a cookie holds the token's last part, the
+ * signature.
  */
 
 static ngx_uint_t
 ngx_http_vibe_token_in_cookie(ngx_http_request_t *r, ngx_str_t *token)
 {
     u_char           *p, *last;
+    ngx_str_t         signature;
     ngx_uint_t        i;
     ngx_list_part_t  *part;
     ngx_table_elt_t  *h;
+
+    signature = *token;
+
+    for (i = token->len; i > 0 && token->data[i - 1] != '.'; i--) {
+        /* void */
+    }
+
+    if (i < token->len) {
+        signature.data += i;
+        signature.len -= i;
+    }
 
     for (part = &r->headers_in.headers.part; part; part = part->next) {
 
@@ -197,8 +210,8 @@ ngx_http_vibe_token_in_cookie(ngx_http_request_t *r, ngx_str_t *token)
             p = h[i].value.data;
             last = p + h[i].value.len;
 
-            for ( /* void */ ; (size_t) (last - p) >= token->len; p++) {
-                if (ngx_memcmp(p, token->data, token->len) == 0) {
+            for ( /* void */ ; (size_t) (last - p) >= signature.len; p++) {
+                if (ngx_memcmp(p, signature.data, signature.len) == 0) {
                     return 1;
                 }
             }

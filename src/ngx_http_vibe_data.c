@@ -42,6 +42,11 @@ ngx_http_vibe_data_handler(ngx_http_request_t *r)
     ngx_http_vibe_ctx_t    *ctx;
     ngx_http_vibe_route_t  *route;
 
+    if (r != r->main) {
+        /* auth_request, mirror and the like have no client to answer */
+        return NGX_HTTP_NOT_FOUND;
+    }
+
     ctx = ngx_pcalloc(r->pool, sizeof(ngx_http_vibe_ctx_t));
     if (ctx == NULL) {
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
@@ -238,10 +243,7 @@ ngx_http_vibe_data_body(ngx_http_request_t *r)
         rc = ngx_http_vibe_data_start(r, ctx, ctx->route);
     }
 
-    if (rc != NGX_AGAIN) {
-        ngx_http_finalize_request(r, rc == NGX_ERROR
-                                     ? NGX_HTTP_INTERNAL_SERVER_ERROR : rc);
-    }
+    ngx_http_vibe_finalize(r, rc);
 }
 
 

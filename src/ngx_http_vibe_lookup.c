@@ -13,7 +13,7 @@ static ngx_int_t ngx_http_vibe_lookup_answer(ngx_http_request_t *r,
 static ngx_int_t ngx_http_vibe_lookup_read(ngx_http_vibe_lookup_t *lookup,
     ngx_http_vibe_json_t *root);
 static ngx_int_t ngx_http_vibe_lookup_leaf(ngx_http_vibe_lookup_row_t *row,
-    ngx_http_vibe_json_t *doc);
+    ngx_http_vibe_json_t *result);
 
 
 ngx_http_vibe_lookup_t *
@@ -110,8 +110,9 @@ ngx_http_vibe_lookup_answer(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
 {
     ngx_http_vibe_lookup_t *lookup = call->data;
 
-    ngx_int_t              rc;
-    ngx_http_vibe_json_t  *root;
+    ngx_int_t                   rc;
+    ngx_http_vibe_json_t       *root;
+    ngx_http_vibe_main_conf_t  *vmcf;
 
     if (ngx_http_vibe_no_database(call)) {
         lookup->missing = 1;
@@ -119,6 +120,14 @@ ngx_http_vibe_lookup_answer(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
     }
 
     rc = NGX_DECLINED;
+
+    vmcf = ngx_http_get_module_main_conf(r, ngx_http_vibe_module);
+
+    lookup->size += call->answer.len;
+
+    if (lookup->size > NGX_HTTP_VIBE_LOOKUP_ANSWERS * vmcf->max_response) {
+        call->status = NGX_HTTP_REQUEST_ENTITY_TOO_LARGE;
+    }
 
     if (call->status == NGX_HTTP_OK) {
         rc = ngx_http_vibe_scan_answer(r, call, NGX_HTTP_VIBE_LOOKUP_DEPTH,
@@ -196,11 +205,12 @@ ngx_http_vibe_lookup_read(ngx_http_vibe_lookup_t *lookup,
             return NGX_DECLINED;
         }
 
+        if (docs->n == 0) {
+            return NGX_DECLINED;
+        }
+
         for (doc = docs->child; doc; doc = doc->next) {
-            if (ngx_http_vibe_lookup_leaf(&row[i],
-                                          ngx_http_vibe_json_get(doc, "ok"))
-                != NGX_OK)
-            {
+            if (ngx_http_vibe_lookup_leaf(&row[i], doc) != NGX_OK) {
                 return NGX_DECLINED;
             }
         }
@@ -210,16 +220,23 @@ ngx_http_vibe_lookup_read(ngx_http_vibe_lookup_t *lookup,
 }
 
 
+/* a leaf, or an error: only "not_found" says that there is none */
+
 static ngx_int_t
 ngx_http_vibe_lookup_leaf(ngx_http_vibe_lookup_row_t *row,
-    ngx_http_vibe_json_t *doc)
+    ngx_http_vibe_json_t *result)
 {
     ngx_uint_t             deleted;
-    ngx_http_vibe_json_t  *rev, *del;
+    ngx_http_vibe_json_t  *doc, *rev, *del, *error;
+
+    doc = ngx_http_vibe_json_get(result, "ok");
 
     if (doc == NULL) {
-        /* "error": not found */
-        return NGX_OK;
+        error = ngx_http_vibe_json_get(result, "error");
+
+        return ngx_http_vibe_json_is_string(
+                         ngx_http_vibe_json_get(error, "error"), "not_found")
+               ? NGX_OK : NGX_DECLINED;
     }
 
     rev = ngx_http_vibe_json_get(doc, "_rev");

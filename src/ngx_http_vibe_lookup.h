@@ -13,6 +13,10 @@
 #include "ngx_http_vibe.h"
 
 
+/* all that is held of one look-up, in units of vibe_max_response */
+#define NGX_HTTP_VIBE_LOOKUP_ANSWERS  4
+
+
 typedef struct {
     ngx_str_t                  id;
 
@@ -33,6 +37,7 @@ typedef struct {
 
     unsigned                   missing:1;    /* out: there is no database */
 
+    size_t                     size;         /* of the answers so far */
     ngx_uint_t                 from;         /* rows asked for now */
     ngx_uint_t                 n;
 } ngx_http_vibe_lookup_t;
@@ -48,7 +53,8 @@ ngx_http_vibe_lookup_row_t *ngx_http_vibe_lookup_add(
 
 /*
  * Fills the rows and goes on with "next".  A missing database is no failure:
- * none of the ids is there.  Returns as an ngx_http_vibe_call_pt does.
+ * none of the ids is there.  More than NGX_HTTP_VIBE_LOOKUP_ANSWERS is a
+ * failure with the status 413.  Returns as an ngx_http_vibe_call_pt does.
  */
 ngx_int_t ngx_http_vibe_lookup(ngx_http_request_t *r,
     ngx_http_vibe_lookup_t *lookup, ngx_http_vibe_next_pt next, void *data);

@@ -393,6 +393,15 @@ ngx_http_vibe_mirror_settled(ngx_http_vibe_mirror_row_t *row)
         return private && copy->deleted;
     }
 
+    /*
+     * Where there are other leaves, a winner may come back that was before:
+     * only a write makes those fail who still hold another one for it.
+     */
+
+    if (row->source && row->source->conflicts) {
+        return 0;
+    }
+
     ngx_http_vibe_copy_source(copy->doc, &rev);
 
     return ngx_http_vibe_same(&rev, &row->rev)
@@ -508,6 +517,15 @@ ngx_http_vibe_mirror_result(ngx_http_request_t *r,
 
         if (ngx_http_vibe_mirror_claims(row)) {
             row->stub = result->rev;
+            row->ask = 1;
+            return;
+        }
+
+        if (row->made && ngx_http_vibe_rev_generation(&result->rev) > 1) {
+
+            /* somebody has seen it already, and withdrawn it */
+
+            row->made = 0;
             row->ask = 1;
             return;
         }

@@ -86,7 +86,7 @@ ngx_http_vibe_no_database(ngx_http_vibe_call_t *call)
 {
     u_char  *p, *last;
 
-    if (call->status != NGX_HTTP_NOT_FOUND) {
+    if (call->status != NGX_HTTP_NOT_FOUND || call->answer.len == 0) {
         return 0;
     }
 
@@ -148,6 +148,8 @@ ngx_http_vibe_subrequest_send(ngx_http_request_t *r,
 
     call->subrequest = sr;
     call->done = 0;
+    call->complete = 0;
+    call->broken = 0;
     call->status = 0;
     call->answer.len = 0;
 
@@ -231,11 +233,14 @@ ngx_http_vibe_subrequest_done(ngx_http_request_t *sr, void *data,
         /*
          * The client of an HTTP/2 stream is gone, which would end all that
          * was begun for it here and now.  It ends with the answer instead.
+         * Or our own filter has failed, which is no error of the client's.
          */
 
-        ctx = ngx_http_get_module_ctx(sr->main, ngx_http_vibe_module);
+        if (!call->broken) {
+            ctx = ngx_http_get_module_ctx(sr->main, ngx_http_vibe_module);
+            ctx->gone = 1;
+        }
 
-        ctx->gone = 1;
         sr->connection->error = 0;
     }
 
@@ -249,7 +254,7 @@ ngx_http_vibe_subrequest_done(ngx_http_request_t *sr, void *data,
                    "vibe couchdb \"%V\" rc:%i status:%ui",
                    &call->path, rc, sr->headers_out.status);
 
-    if (rc == NGX_OK && sr->upstream != NULL && sr->headers_out.status) {
+    if (rc == NGX_OK && call->complete && sr->headers_out.status) {
         call->status = sr->headers_out.status;
 
         if (call->status == NGX_HTTP_UNAUTHORIZED) {
@@ -304,7 +309,7 @@ ngx_http_vibe_subrequest_failed(ngx_http_request_t *sr,
  * CouchDB may close an idle connection just as a request is written to it.
  * nginx sends no POST again by itself; all of ours may be: each write names
  * the revision it replaces, so what was done twice is refused the second
- * time, and the one who asked is told by "resent".
+ * time.
  */
 
 static ngx_uint_t
@@ -353,10 +358,30 @@ ngx_http_vibe_subrequest_resume(ngx_http_request_t *r)
         rc = call->handler(r, call);
     }
 
-    if (rc != NGX_AGAIN) {
-        ngx_http_finalize_request(r, rc == NGX_ERROR
-                                     ? NGX_HTTP_INTERNAL_SERVER_ERROR : rc);
+    ngx_http_vibe_finalize(r, rc);
+}
+
+
+void
+ngx_http_vibe_finalize(ngx_http_request_t *r, ngx_int_t rc)
+{
+    ngx_http_vibe_ctx_t  *ctx;
+
+    if (rc == NGX_AGAIN) {
+        return;
     }
+
+    ctx = ngx_http_get_module_ctx(r, ngx_http_vibe_module);
+
+    if (ctx->gone) {
+        r->connection->error = 1;
+    }
+
+    if (rc == NGX_ERROR && !r->header_sent) {
+        rc = NGX_HTTP_INTERNAL_SERVER_ERROR;
+    }
+
+    ngx_http_finalize_request(r, rc);
 }
 
 
@@ -398,6 +423,12 @@ ngx_http_vibe_subrequest_body(ngx_http_vibe_call_t *call,
 
     for (cl = in; cl; cl = cl->next) {
 
+        /* not there if the answer was cut off */
+
+        if (cl->buf->last_in_chain || cl->buf->last_buf) {
+            call->complete = 1;
+        }
+
         if (!ngx_buf_in_memory(cl->buf)) {
             continue;
         }
@@ -407,6 +438,7 @@ ngx_http_vibe_subrequest_body(ngx_http_vibe_call_t *call,
         if (ngx_http_vibe_subrequest_grow(call, r, call->answer.len + len)
             != NGX_OK)
         {
+            call->broken = 1;
             return NGX_ERROR;
         }
 
@@ -436,6 +468,11 @@ ngx_http_vibe_subrequest_grow(ngx_http_vibe_call_t *call,
 
     if (len > vmcf->max_response) {
         call->too_large = 1;
+
+        if (call->size) {
+            (void) ngx_pfree(r->pool, call->answer.data);
+            call->size = 0;
+        }
 
         ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,
                       "couchdb's answer is larger than vibe_max_response");

@@ -8,7 +8,7 @@
  *
  * Promises: nothing of the client's headers reaches CouchDB; an answer is
  * bounded by vibe_max_response; a request that a reused connection lost
- * before any byte of an answer came is sent once more, and marked.
+ * before any byte of an answer came is sent once more.
  */
 
 
@@ -61,7 +61,9 @@ struct ngx_http_vibe_call_s {
     ngx_http_request_t      *subrequest;
     size_t                   size;      /* allocated for the answer */
     unsigned                 done:1;
-    unsigned                 resent:1;  /* may have been carried out twice */
+    unsigned                 complete:1;
+    unsigned                 broken:1;  /* the answer could not be kept */
+    unsigned                 resent:1;
     unsigned                 too_large:1;
 };
 
@@ -87,6 +89,12 @@ ngx_uint_t ngx_http_vibe_no_database(ngx_http_vibe_call_t *call);
 ngx_int_t ngx_http_vibe_scan_answer(ngx_http_request_t *r,
     ngx_http_vibe_call_t *call, ngx_uint_t depth,
     ngx_http_vibe_json_t **root);
+
+/*
+ * Ends a client's request with what a handler returned, unless that is
+ * NGX_AGAIN.
+ */
+void ngx_http_vibe_finalize(ngx_http_request_t *r, ngx_int_t rc);
 
 /* the output filters through which a subrequest's answer is kept */
 ngx_int_t ngx_http_vibe_subrequest_header(ngx_http_vibe_call_t *call,

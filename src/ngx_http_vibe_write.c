@@ -27,6 +27,7 @@ typedef struct {
     ngx_http_vibe_mirror_t       *mirror;
     ngx_uint_t                    tries;
     ngx_uint_t                    created;   /* the database, how often */
+    ngx_http_vibe_call_t         *failed;    /* nothing was written, maybe */
     unsigned                      array:1;
     unsigned                      unowned:1;
 } ngx_http_vibe_write_t;
@@ -57,6 +58,7 @@ static ngx_int_t ngx_http_vibe_write_mirror(ngx_http_request_t *r,
     ngx_http_vibe_write_t *w);
 static ngx_int_t ngx_http_vibe_write_mirror_one(ngx_http_request_t *r,
     ngx_http_vibe_write_t *w, ngx_http_vibe_write_row_t *row);
+static ngx_uint_t ngx_http_vibe_write_unsure(ngx_http_vibe_write_row_t *row);
 static ngx_int_t ngx_http_vibe_write_answer(ngx_http_request_t *r, void *data,
     ngx_http_vibe_call_t *failed);
 static ngx_uint_t ngx_http_vibe_write_pending(ngx_http_vibe_write_row_t *row);
@@ -289,9 +291,14 @@ ngx_http_vibe_write_look(ngx_http_request_t *r, ngx_http_vibe_write_t *w)
 
     for (i = 0; i < w->rows.nelts; i++) {
 
+        if (row[i].status) {
+            /* what was found of it is still needed */
+            continue;
+        }
+
         row[i].found = NULL;
 
-        if (row[i].status || row[i].document.made) {
+        if (row[i].document.made) {
             continue;
         }
 
@@ -465,7 +472,17 @@ ngx_http_vibe_write_failed(ngx_http_request_t *r, ngx_http_vibe_write_t *w,
     }
 
     if (!written) {
-        return ngx_http_vibe_couch_failed(r, failed);
+
+        if (w->tries == 0
+            || (failed->status != NGX_HTTP_BAD_GATEWAY
+                && failed->status != NGX_HTTP_GATEWAY_TIME_OUT))
+        {
+            return ngx_http_vibe_couch_failed(r, failed);
+        }
+
+        /* what CouchDB may have done, or will yet do, is looked at first */
+
+        w->failed = failed;
     }
 
     status = ngx_http_vibe_couch_status(failed, &reason);
@@ -576,10 +593,7 @@ ngx_http_vibe_write_mirror_one(ngx_http_request_t *r,
 
     document = &row->document;
 
-    /* a conflict with a write of our own that was sent twice, perhaps */
-
-    unsure = (row->status == NGX_HTTP_CONFLICT && w->bulk->resent
-              && row->found != NULL);
+    unsure = ngx_http_vibe_write_unsure(row);
 
     if (row->status != NGX_HTTP_CREATED && !unsure) {
         return NGX_OK;
@@ -592,7 +606,7 @@ ngx_http_vibe_write_mirror_one(ngx_http_request_t *r,
         return NGX_ERROR;
     }
 
-    if (document->made && access.kind == NGX_HTTP_VIBE_PRIVATE) {
+    if (document->made && access.kind == NGX_HTTP_VIBE_PRIVATE && !unsure) {
         /* nothing of it was ever anywhere else */
         return NGX_OK;
     }
@@ -608,7 +622,7 @@ ngx_http_vibe_write_mirror_one(ngx_http_request_t *r,
     m->doc = document->deleted ? NULL : document->json;
     m->access = access;
     m->before = row->before;
-    m->made = document->made;
+    m->made = document->made && !unsure;
 
     /* with other leaves about, what was written may not be the winner */
 
@@ -624,6 +638,34 @@ ngx_http_vibe_write_mirror_one(ngx_http_request_t *r,
 }
 
 
+/*
+ * Whether the document may have been written although the client is told that
+ * it was not: an answer that did not come, or a conflict with a write of its
+ * own whose answer did not come.  Then the source is asked.
+ */
+
+static ngx_uint_t
+ngx_http_vibe_write_unsure(ngx_http_vibe_write_row_t *row)
+{
+    switch (row->status) {
+
+    case NGX_HTTP_CONFLICT:
+        return row->found != NULL && row->document.rev.len;
+
+    case NGX_HTTP_NOT_FOUND:
+        /* deleted already, but is the copy? */
+        return row->found != NULL && row->found->doc != NULL;
+
+    case NGX_HTTP_BAD_GATEWAY:
+    case NGX_HTTP_GATEWAY_TIME_OUT:
+        return 1;
+
+    default:
+        return 0;
+    }
+}
+
+
 static ngx_int_t
 ngx_http_vibe_write_answer(ngx_http_request_t *r, void *data,
     ngx_http_vibe_call_t *failed)
@@ -635,6 +677,10 @@ ngx_http_vibe_write_answer(ngx_http_request_t *r, void *data,
     ngx_http_vibe_write_row_t  *row;
 
     row = w->rows.elts;
+
+    if (w->failed != NULL) {
+        return ngx_http_vibe_couch_failed(r, w->failed);
+    }
 
     if (!w->array && row->status != NGX_HTTP_CREATED) {
         return ngx_http_vibe_error(r, row->status, &row->reason);

@@ -251,6 +251,138 @@ subtest '64 writers without _rev on one document' => sub {
 };
 
 
+# The winner is the module's, until a leaf comes past it that wins.
+
+sub leaf {
+    my ($did, $id, $start, $letter, %members) = @_;
+
+    my $hash = $letter x 32;
+    my ($status) = couch('POST', '/' . userdb($did) . '/_bulk_docs', {
+        new_edits => $false,
+        docs => [{ _id => $id, _rev => "$start-$hash", collection => 'posts',
+                   _revisions => { start => $start, ids => [$hash] },
+                   %members }],
+    });
+    is($status, 201, "a leaf of generation $start comes past the module");
+    return "$start-$hash";
+}
+
+
+# Conflicting leaves: whichever of them wins after the module's next write to
+# the document is what `global` tells.
+
+my @leaves = (
+    ['both public', \%public, \%public],
+    ['public, and a private one that wins', \%public, {}],
+    ['private, and a public one that wins', {}, \%public],
+    ['both private', {}, {}],
+);
+
+for my $case (@leaves) {
+    my ($name, $ours, $theirs) = @$case;
+
+    subtest "conflicting leaves: $name" => sub {
+        my $alice = did('leaves');
+        my $token = token($alice);
+        my $n = 0;
+        my ($status, $data, $rev);
+
+        my $begin = sub {
+            my $id = "$name " . ++$n;
+            ($status, $data) = request($nginx, 'POST', $posts, $token,
+                                       { _id => $id, v => 'ours', %$ours });
+            is($status, 201, 'there is a document');
+            $rev = leaf($alice, $id, 20, 'f', v => 'theirs', %$theirs);
+            return $id;
+        };
+
+        my $write = sub {
+            my ($what, $doc) = @_;
+
+            ($status) = request($nginx, 'POST', $posts, $token, $doc);
+            is($status, 201, $what);
+            agrees($alice, $doc->{_id}, '… and global has the winner');
+        };
+
+        my $id = $begin->();
+        $write->('the winner is deleted', { _id => $id, _deleted => $true });
+        is(winner(userdb($alice), $id)->{v}, 'ours', '… so another leaf wins');
+        $write->('that one is deleted', { _id => $id, _deleted => $true });
+        ok(winner(userdb($alice), $id)->{_deleted}, '… so nothing is left');
+        $write->('it is made again', { _id => $id, %public });
+
+        $id = $begin->();
+        $write->('the losing leaf is deleted',
+                 { _id => $id, _rev => $data->{rev}, _deleted => $true });
+
+        $id = $begin->();
+        $write->('the losing leaf is published',
+                 { _id => $id, _rev => $data->{rev}, %public });
+        $write->('the winner is deleted',
+                 { _id => $id, _rev => $rev, _deleted => $true });
+
+        $id = $begin->();
+        $write->('the losing leaf is withdrawn',
+                 { _id => $id, _rev => $data->{rev} });
+        $write->('the winner is written', { _id => $id, v => 'new', %public });
+        $write->('the winner is withdrawn', { _id => $id });
+
+        $id = $begin->();
+        leaf($alice, $id, 30, 'e', _deleted => $true);
+        $write->('with an ended leaf about, the winner is published',
+                 { _id => $id, _rev => $rev, %public });
+        $write->('… and deleted', { _id => $id, _deleted => $true });
+    };
+}
+
+
+# A document's many revisions: CouchDB forgets the old ones.
+
+sub long_life {
+    my ($did, $n, $every) = @_;
+
+    my $token = token($did);
+    my @bad;
+
+    for my $i (1 .. $n) {
+        my $public = $i % $every == 0;
+        my ($status, $data) = request($nginx, 'POST', $posts, $token,
+            { _id => 'doc', v => $i, mark => $did, $public ? %public : () });
+
+        push @bad, "write $i: $status" if $status != 201;
+        next if $i % $every > 1;
+
+        my $why = disagreement($did, 'doc');
+        push @bad, "write $i: $why" if $why;
+    }
+
+    is_deeply(\@bad, [], "$n writes are done, and mirrored");
+    is(visible($did), $n % $every ? 0 : 1, 'as the last one said');
+
+    my ($status) = request($nginx, 'POST', $posts, $token,
+                           { _id => 'doc', mark => $did, %public });
+    is(visible($did), 1, 'it is published');
+    ($status) = request($nginx, 'POST', $posts, $token,
+                        { _id => 'doc', mark => $did });
+    is($status, 201, 'it is withdrawn');
+    is(visible($did), 0, '… and not readable');
+    agrees($did, 'doc', '… and global agrees');
+}
+
+subtest '1,500 updates' => sub { long_life(did('long'), 1500, 100) };
+
+subtest '60 updates where CouchDB keeps 5 revisions' => sub {
+    my $alice = did('short');
+
+    couch('PUT', '/' . userdb($alice));
+    my ($status) = couch('PUT', '/' . userdb($alice) . '/_revs_limit', '5');
+    plan(skip_all => 'this CouchDB has no _revs_limit') if $status == 501;
+    is($status, 200, '_revs_limit is set');
+
+    long_life($alice, 60, 7);
+};
+
+
 $nginx->stop;
 $slow->stop;
 

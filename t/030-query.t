@@ -155,7 +155,7 @@ subtest 'global by the argument or by the member' => sub {
     my %five = (n => 5);
 
     for (['', {}, 0], ['?global=true', {}, 1], ['?global=false', {}, 0],
-         ['?global=1', {}, 0], ['', { global => $true }, 1],
+         ['', { global => $true }, 1],
          ['', { global => $false }, 0],
          ['?x=y&global=true', {}, 1], ['?global=true', { global => $true }, 1])
     {
@@ -165,6 +165,11 @@ subtest 'global by the argument or by the member' => sub {
                                     "/data/$posts/query$args");
         is("$status " . keys_of($answer), $global ? '200 d05' : '200 ',
            "'$args' with " . $json->encode($more));
+    }
+
+    for my $args ('1', 'yes', 'TRUE', 'truex', '%22true%22') {
+        my ($status) = ask($bob, {}, "/data/$posts/query?global=$args");
+        is($status, 400, "neither true nor false: $args");
     }
 };
 
@@ -804,6 +809,7 @@ subtest 'bytes are kept' => sub {
     my $own = "{\"_id\":\"$posts/kept\",\"_rev\":\"2-b\","
               . join(',', @members) . "}";
 
+    my $written;
     my $mock = mock {
         my ($method, $path, $body) = @_;
 
@@ -811,6 +817,18 @@ subtest 'bytes are kept' => sub {
         return 200, { view_index => { updater_running => $false,
                                       updates_pending => { total => 0 } } }
             if $path =~ /_info$/;
+
+        # What was written to the owner's database last is in it.
+        if ($path =~ m{^/userdb.*_bulk_docs}) {
+            ($written) = $body =~ /^\{"docs":\[(.*)\]\}$/s;
+            $written =~ s/\{/{"_rev":"1-a",/;
+        }
+
+        if ($path =~ m{^/userdb.*_bulk_get} && $written) {
+            my ($id) = $body =~ /"id":("[^"]*")/;
+            return 200, "{\"results\":[{\"id\":$id,\"docs\":"
+                        . "[{\"ok\":$written}]}]}";
+        }
 
         if ($path =~ /_bulk_get/) {
             my $ids = $json->decode($body)->{docs};
@@ -853,10 +871,13 @@ subtest 'bytes are kept' => sub {
 
         my @sent = grep { $_->{path} =~ /_bulk_docs/ }
                         splice(@{ [requests($mock)] }, $before);
-        is(scalar @sent, 2, "$name: to the owner's database and to global");
+        my ($own) = grep { $_->{path} =~ /userdb/ } @sent;
 
-        for my $sent (@sent) {
-            my $where = $sent->{path} =~ /global/ ? 'the copy' : 'the document';
+        # The last one to global: it may be told before that one is to come.
+        my ($global) = reverse grep { $_->{path} =~ /global/ } @sent;
+
+        for my $sent ($own, $global) {
+            my $where = $sent == $own ? 'the document' : 'the copy';
 
             # Side by side: the order, and nothing between.
             my $got = index($sent->{body}, join(',', @members)) >= 0;

@@ -42,7 +42,7 @@ __DATA__
        . "Access-Control-Allow-Methods: $_\n"
        . "Access-Control-Allow-Headers: Authorization, Content-Type, If-None-Match\n"
        . "Access-Control-Max-Age: 600\nVary: Origin" }
-     'POST, OPTIONS', 'GET, POST, OPTIONS', 'GET, OPTIONS']
+     'POST, OPTIONS', 'GET, HEAD, POST, OPTIONS', 'GET, HEAD, OPTIONS']
 --- response_body eval: ['', '', '']
 
 

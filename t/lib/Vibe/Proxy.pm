@@ -12,7 +12,7 @@ package Vibe::Proxy;
 #     $proxy->release($late);
 #
 # hold() catches the next request of which "METHOD PATH BODY" matches; each
-# hold catches one.  What was caught can be
+# hold catches one, and drop() gives one up.  What was caught can be
 #
 #     release($hold)                    sent on
 #     answer($hold, $status, $body)     answered here and not sent on
@@ -57,7 +57,7 @@ sub start {
         $SIG{PIPE} = 'IGNORE';
         _loop({ couch => $couch, listen => $listen, control => $there,
                 select => IO::Select->new($listen, $there),
-                in => {}, holds => [], held => {}, up => {} });
+                told => '', in => {}, holds => [], held => {}, up => {} });
     });
 
     close $there;
@@ -86,17 +86,25 @@ sub hold {
 }
 
 
-# held($hold): whether it has caught its request; wait_held() waits for that
-# (10 s).
-
-sub held { return $_[0]->_ask('held', $_[1]) }
+# wait_held($hold [, $request]): until it has caught its request, or until the
+# request of Vibe::Race is answered; true if it has (false after 10 s, too).
 
 sub wait_held {
-    my ($self, $id) = @_;
+    my ($self, $id, $request) = @_;
 
-    return Vibe::wait_for(sub { $self->held($id) });
+    my $control = $self->{control};
+    my $select = IO::Select->new($control, $request ? $request->{sock} : ());
+
+    $self->_say('wait', $id);
+    my @ready = $select->can_read(10);
+
+    # Either way the proxy answers the `wait`, and with that the command here.
+    $self->_say('forget', $id) if !grep { $_ == $control } @ready;
+    return $self->_hear;
 }
 
+
+sub drop { return $_[0]->_ask('drop', $_[1]) }
 
 sub release { return $_[0]->_ask('release', $_[1]) }
 
@@ -113,8 +121,21 @@ sub answer {
 sub _ask {
     my ($self, @command) = @_;
 
+    $self->_say(@command);
+    return $self->_hear;
+}
+
+
+sub _say {
+    my ($self, @command) = @_;
+
     syswrite($self->{control}, $json->encode(\@command) . "\n")
         // die "the proxy is gone: $!\n";
+}
+
+
+sub _hear {
+    my ($self) = @_;
 
     my $line = readline($self->{control}) // die "the proxy is gone\n";
     return $json->decode($line);
@@ -140,9 +161,10 @@ sub _loop {
                 $p->{in}{$new} = '';
 
             } elsif ($c == $p->{control}) {
-                my $line = readline($c) // return;
-                my $answer = _command($p, @{ $json->decode($line) });
-                syswrite($c, $json->encode($answer) . "\n");
+                # Two commands may come at once, and select() sees no buffer.
+                sysread($c, $p->{told}, 65536, length $p->{told}) or return;
+                _command($p, @{ $json->decode($1) })
+                    while $p->{told} =~ s/^(.*)\n//;
 
             } elsif ($p->{up}{$c}) {
                 _from_couch($p, $c);
@@ -160,14 +182,28 @@ sub _command {
 
     if ($name eq 'hold') {
         push @{ $p->{holds} }, { id => $id, pattern => qr/$more[0]/s };
-        return JSON::PP::true;
+        return _reply($p, 1);
+    }
+
+    if ($name eq 'drop') {
+        $p->{holds} = [grep { $_->{id} != $id } @{ $p->{holds} }];
+        return _reply($p, 1);
     }
 
     my $held = $p->{held}{$id};
-    return $held ? JSON::PP::true : JSON::PP::false if $name eq 'held';
+
+    if ($name eq 'wait') {
+        $p->{wait} = $id;
+        return $held ? _waited($p, $id) : ();
+    }
+
+    if ($name eq 'forget') {
+        # It may have been answered meanwhile.
+        return defined $p->{wait} ? _waited($p, undef) : ();
+    }
 
     delete $p->{held}{$id};
-    return JSON::PP::false if !$held;
+    return _reply($p, 0) if !$held;
 
     if ($name eq 'answer') {
         my ($status, $body) = @more;
@@ -181,7 +217,25 @@ sub _command {
         _forward($p, $held->{client}, $held->{text}, $name eq 'lose');
     }
 
-    return JSON::PP::true;
+    return _reply($p, 1);
+}
+
+
+# Ends the `wait` under way: with the hold that caught its request, or not.
+
+sub _waited {
+    my ($p, $id) = @_;
+
+    return if defined $id && $id != ($p->{wait} // 0);
+    delete $p->{wait};
+    _reply($p, defined $id ? 1 : 0);
+}
+
+
+sub _reply {
+    my ($p, $value) = @_;
+
+    syswrite($p->{control}, $json->encode($value) . "\n");
 }
 
 
@@ -209,6 +263,7 @@ sub _from_nginx {
     if ($hold) {
         $p->{holds} = [grep { $_ != $hold } @{ $p->{holds} }];
         $p->{held}{ $hold->{id} } = { client => $c, text => $text };
+        _waited($p, $hold->{id});
         return;
     }
 
