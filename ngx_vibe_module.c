@@ -9,7 +9,7 @@
  *   5  data (which hands over to) write, query, expand
  *   4  mirror, database, sequence, global, caller
  *   3  lookup, bulk, index, answer, subrequest
- *   2  acl, copy, document, find, selector, jwt, revoked
+ *   2  acl, copy, document, find, selector, jwt, jwt_key, revoked
  *   1  json, id, file
  */
 
@@ -622,7 +622,7 @@ ngx_http_vibe_jwt_key(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
         kid.len = value[2].len - 4;
     }
 
-    return ngx_http_vibe_jwt_add_key(cf, &vlcf->jwt, &value[1], &kid);
+    return ngx_http_vibe_jwt_add_key(cf, &vlcf->jwt.keys, &value[1], &kid);
 }
 
 

@@ -30,6 +30,8 @@ static ngx_int_t ngx_http_vibe_owner_get(ngx_http_request_t *r,
     ngx_http_vibe_owner_t *o);
 static ngx_int_t ngx_http_vibe_owner_got(ngx_http_request_t *r,
     ngx_http_vibe_call_t *call);
+static ngx_int_t ngx_http_vibe_owner_did(ngx_http_request_t *r,
+    ngx_http_vibe_call_t *call, ngx_str_t *did);
 static ngx_int_t ngx_http_vibe_owner_info(ngx_http_request_t *r,
     ngx_http_vibe_call_t *call);
 static ngx_int_t ngx_http_vibe_owner_foreign(ngx_http_request_t *r);
@@ -148,8 +150,8 @@ ngx_http_vibe_owner_got(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
 {
     ngx_http_vibe_owner_t *o = call->data;
 
-    ngx_int_t              rc;
-    ngx_http_vibe_json_t  *root, *did;
+    ngx_int_t  rc;
+    ngx_str_t  did;
 
     if (ngx_http_vibe_no_database(call)) {
         return o->next(r, o->data, NGX_HTTP_VIBE_MISSING);
@@ -165,18 +167,39 @@ ngx_http_vibe_owner_got(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
         return ngx_http_vibe_couch_failed(r, call);
     }
 
-    rc = ngx_http_vibe_scan_answer(r, call, 1, &root);
-    if (rc == NGX_ERROR) {
-        return NGX_ERROR;
-    }
+    rc = ngx_http_vibe_owner_did(r, call, &did);
 
-    did = (rc == NGX_OK) ? ngx_http_vibe_json_get(root, "did") : NULL;
-
-    if (did == NULL || did->type != NGX_HTTP_VIBE_JSON_STRING) {
+    if (rc == NGX_DECLINED) {
         return ngx_http_vibe_couch_failed(r, call);
     }
 
-    return ngx_http_vibe_owner_is(r, o, &did->string);
+    return (rc == NGX_OK) ? ngx_http_vibe_owner_is(r, o, &did) : NGX_ERROR;
+}
+
+
+/* the DID in a record; NGX_DECLINED: it is none of ours */
+
+static ngx_int_t
+ngx_http_vibe_owner_did(ngx_http_request_t *r, ngx_http_vibe_call_t *call,
+    ngx_str_t *did)
+{
+    ngx_int_t              rc;
+    ngx_http_vibe_json_t  *root, *node;
+
+    rc = ngx_http_vibe_scan_answer(r, call, 1, &root);
+    if (rc != NGX_OK) {
+        return rc;
+    }
+
+    node = ngx_http_vibe_json_get(root, "did");
+
+    if (node == NULL || node->type != NGX_HTTP_VIBE_JSON_STRING) {
+        return NGX_DECLINED;
+    }
+
+    *did = node->string;
+
+    return NGX_OK;
 }
 
 
@@ -221,8 +244,8 @@ ngx_http_vibe_owner_claimed(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
 {
     ngx_http_vibe_owner_t *o = call->data;
 
-    ngx_int_t              rc;
-    ngx_http_vibe_json_t  *root, *did;
+    ngx_int_t  rc;
+    ngx_str_t  did;
 
     if (call->status == NGX_HTTP_NOT_FOUND) {
         return ngx_http_vibe_request(r, NGX_HTTP_GET, &o->caller->db, "",
@@ -233,17 +256,13 @@ ngx_http_vibe_owner_claimed(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
         return ngx_http_vibe_couch_failed(r, call);
     }
 
-    rc = ngx_http_vibe_scan_answer(r, call, 1, &root);
+    rc = ngx_http_vibe_owner_did(r, call, &did);
+
     if (rc == NGX_ERROR) {
         return NGX_ERROR;
     }
 
-    did = (rc == NGX_OK) ? ngx_http_vibe_json_get(root, "did") : NULL;
-
-    if (did != NULL
-        && did->type == NGX_HTTP_VIBE_JSON_STRING
-        && ngx_http_vibe_same(&did->string, &o->caller->did))
-    {
+    if (rc == NGX_OK && ngx_http_vibe_same(&did, &o->caller->did)) {
         return ngx_http_vibe_owner_record(r, o);
     }
 

@@ -1,7 +1,6 @@
 
 #include "ngx_http_vibe_find.h"
 #include "ngx_http_vibe_acl.h"
-#include "ngx_http_vibe_index.h"
 #include "ngx_http_vibe_selector.h"
 
 
@@ -48,6 +47,12 @@ static ngx_int_t ngx_http_vibe_find_expand_name(ngx_http_vibe_find_ctx_t *ctx,
     ngx_str_t *name);
 static ngx_int_t ngx_http_vibe_find_global(ngx_http_vibe_find_ctx_t *ctx,
     ngx_http_vibe_json_t *node);
+static void ngx_http_vibe_find_put_sort(ngx_http_vibe_json_out_t *out,
+    ngx_array_t *fields, ngx_uint_t descending);
+static void ngx_http_vibe_find_put_order(ngx_http_vibe_json_out_t *out,
+    ngx_str_t *field, ngx_uint_t descending);
+static void ngx_http_vibe_find_put_conditions(ngx_http_vibe_json_out_t *out,
+    ngx_array_t *fields);
 static void ngx_http_vibe_find_put_fields(ngx_http_vibe_json_out_t *out,
     ngx_http_vibe_find_t *find, ngx_uint_t global);
 
@@ -421,7 +426,7 @@ ngx_http_vibe_find_put(ngx_http_vibe_json_out_t *out,
     ngx_http_vibe_json_put_text(out, "}}");
 
     if (find->sort != NULL) {
-        ngx_http_vibe_index_put_conditions(out, find->sort);
+        ngx_http_vibe_find_put_conditions(out, find->sort);
     }
 
     for (node = find->body->child; node; node = node->next) {
@@ -452,7 +457,7 @@ ngx_http_vibe_find_put(ngx_http_vibe_json_out_t *out,
     }
 
     if (find->sort != NULL && find->sort->nelts) {
-        ngx_http_vibe_index_put_sort(out, find->sort, find->descending);
+        ngx_http_vibe_find_put_sort(out, find->sort, find->descending);
     }
 
     if (find->bookmark != NULL) {
@@ -506,4 +511,69 @@ ngx_http_vibe_find_put_fields(ngx_http_vibe_json_out_t *out,
     }
 
     ngx_http_vibe_json_put_text(out, "]");
+}
+
+
+/* the "sort" that the index serves: its fields, all in one direction */
+
+static void
+ngx_http_vibe_find_put_sort(ngx_http_vibe_json_out_t *out,
+    ngx_array_t *fields, ngx_uint_t descending)
+{
+    ngx_str_t   *field, collection;
+    ngx_uint_t   i;
+
+    ngx_str_set(&collection, "collection");
+
+    ngx_http_vibe_json_put_text(out, ",\"sort\":[");
+    ngx_http_vibe_find_put_order(out, &collection, descending);
+
+    field = fields->elts;
+
+    for (i = 0; i < fields->nelts; i++) {
+        ngx_http_vibe_json_put_text(out, ",");
+        ngx_http_vibe_find_put_order(out, &field[i], descending);
+    }
+
+    ngx_http_vibe_json_put_text(out, "]");
+}
+
+
+static void
+ngx_http_vibe_find_put_order(ngx_http_vibe_json_out_t *out,
+    ngx_str_t *field, ngx_uint_t descending)
+{
+    ngx_http_vibe_json_put_text(out, "{");
+    ngx_http_vibe_json_put_string(out, field);
+
+    if (descending) {
+        ngx_http_vibe_json_put_text(out, ":\"desc\"}");
+
+    } else {
+        ngx_http_vibe_json_put_text(out, ":\"asc\"}");
+    }
+}
+
+
+/*
+ * What every document of the index meets: CouchDB uses an index only where
+ * each of its fields has a condition.
+ */
+
+static void
+ngx_http_vibe_find_put_conditions(ngx_http_vibe_json_out_t *out,
+    ngx_array_t *fields)
+{
+    ngx_str_t   *field;
+    ngx_uint_t   i;
+
+    field = fields->elts;
+
+    for (i = 0; i < fields->nelts; i++) {
+        ngx_http_vibe_json_put_text(out, ",{");
+        ngx_http_vibe_json_put_string(out, &field[i]);
+
+        /* null is where the order of CouchDB begins */
+        ngx_http_vibe_json_put_text(out, ":{\"$gte\":null}}");
+    }
 }

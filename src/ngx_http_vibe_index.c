@@ -18,8 +18,6 @@ static ngx_int_t ngx_http_vibe_index_post(ngx_http_request_t *r,
     ngx_http_vibe_index_create_t *c);
 static ngx_int_t ngx_http_vibe_index_created(ngx_http_request_t *r,
     ngx_http_vibe_call_t *call);
-static void ngx_http_vibe_index_put_field(ngx_http_vibe_json_out_t *out,
-    ngx_str_t *field, ngx_uint_t descending);
 
 
 ngx_int_t
@@ -136,62 +134,4 @@ ngx_http_vibe_index_created(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
     }
 
     return c->next(r, c->data, call);
-}
-
-
-void
-ngx_http_vibe_index_put_sort(ngx_http_vibe_json_out_t *out,
-    ngx_array_t *fields, ngx_uint_t descending)
-{
-    ngx_str_t   *field, collection;
-    ngx_uint_t   i;
-
-    ngx_str_set(&collection, "collection");
-
-    ngx_http_vibe_json_put_text(out, ",\"sort\":[");
-    ngx_http_vibe_index_put_field(out, &collection, descending);
-
-    field = fields->elts;
-
-    for (i = 0; i < fields->nelts; i++) {
-        ngx_http_vibe_json_put_text(out, ",");
-        ngx_http_vibe_index_put_field(out, &field[i], descending);
-    }
-
-    ngx_http_vibe_json_put_text(out, "]");
-}
-
-
-static void
-ngx_http_vibe_index_put_field(ngx_http_vibe_json_out_t *out,
-    ngx_str_t *field, ngx_uint_t descending)
-{
-    ngx_http_vibe_json_put_text(out, "{");
-    ngx_http_vibe_json_put_string(out, field);
-
-    if (descending) {
-        ngx_http_vibe_json_put_text(out, ":\"desc\"}");
-
-    } else {
-        ngx_http_vibe_json_put_text(out, ":\"asc\"}");
-    }
-}
-
-
-void
-ngx_http_vibe_index_put_conditions(ngx_http_vibe_json_out_t *out,
-    ngx_array_t *fields)
-{
-    ngx_str_t   *field;
-    ngx_uint_t   i;
-
-    field = fields->elts;
-
-    for (i = 0; i < fields->nelts; i++) {
-        ngx_http_vibe_json_put_text(out, ",{");
-        ngx_http_vibe_json_put_string(out, &field[i]);
-
-        /* null is where the order of CouchDB begins */
-        ngx_http_vibe_json_put_text(out, ":{\"$gte\":null}}");
-    }
 }

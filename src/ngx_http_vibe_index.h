@@ -36,20 +36,5 @@ ngx_int_t ngx_http_vibe_index_create(ngx_http_request_t *r, ngx_str_t *db,
     ngx_str_t *name, ngx_array_t *fields, ngx_http_vibe_next_pt next,
     void *data);
 
-/*
- * Writes the "sort" member that the index serves, with a leading comma:
- * "collection" and the fields, all in one direction.
- */
-void ngx_http_vibe_index_put_sort(ngx_http_vibe_json_out_t *out,
-    ngx_array_t *fields, ngx_uint_t descending);
-
-/*
- * Writes the conditions that every document of the index meets, each with a
- * leading comma: CouchDB uses an index only where each of its fields has
- * one.
- */
-void ngx_http_vibe_index_put_conditions(ngx_http_vibe_json_out_t *out,
-    ngx_array_t *fields);
-
 
 #endif /* _NGX_HTTP_VIBE_INDEX_H_INCLUDED_ */

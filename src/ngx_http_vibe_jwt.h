@@ -7,8 +7,7 @@
  * whose "alg" is not that of the key is refused, so neither "none" nor a
  * public key used as an HMAC secret gets through.
  *
- * Floor 2: decides, takes no request.  Its only I/O is reading the keys at
- * configuration.
+ * Floor 2: decides, takes no request, does no I/O.
  */
 
 
@@ -19,14 +18,11 @@
 #include <ngx_config.h>
 #include <ngx_core.h>
 
-#include "ngx_http_vibe_revoked.h"
+#include "ngx_http_vibe_jwt_key.h"
 
 
 /* bytes; nothing longer is looked at */
 #define NGX_HTTP_VIBE_JWT_MAX          8192
-
-/* bytes of a key's file */
-#define NGX_HTTP_VIBE_JWT_KEY_MAX      65536
 
 /* members of a header, and of the claims */
 #define NGX_HTTP_VIBE_JWT_MAX_MEMBERS  100
@@ -48,19 +44,6 @@ typedef struct {
     time_t       leeway;          /* seconds */
 } ngx_http_vibe_jwt_conf_t;
 
-
-/*
- * Reads a key at configuration: a PEM public key (RSA of 2048 bits or more,
- * EC on P-256, Ed25519; a certificate is also taken) or, where the file has
- * no PEM header, the secret of HS256, at least 32 bytes, the line's end at the
- * file's end not part of it.  "kid" may be empty.  Refused are private keys,
- * and public ones in other formats, which must not become secrets.  Of several
- * keys in one file the first counts.  The key is freed with the pool.
- *
- * NGX_CONF_OK or NGX_CONF_ERROR (logged with file and line).
- */
-char *ngx_http_vibe_jwt_add_key(ngx_conf_t *cf, ngx_http_vibe_jwt_conf_t *jcf,
-    ngx_str_t *file, ngx_str_t *kid);
 
 /*
  * Verifies a token and gives its claims, from the pool.  A token with a
