@@ -287,7 +287,7 @@ ngx_http_vibe_index_info(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
         return ngx_http_vibe_index_building(r);
     }
 
-    if (call->status != NGX_HTTP_OK) {
+    if (call->status >= NGX_HTTP_BAD_GATEWAY) {
         return g->next(r, g->data, call);
     }
 
@@ -296,11 +296,9 @@ ngx_http_vibe_index_info(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
         return NGX_ERROR;
     }
 
-    if (rc != NGX_OK) {
-        return g->next(r, g->data, call);
-    }
+    /* where CouchDB does not say, the query finds out */
 
-    index->building = ngx_http_vibe_index_behind(root);
+    index->building = (rc == NGX_OK && ngx_http_vibe_index_behind(root));
 
     if (index->building) {
         return ngx_http_vibe_index_building(r);
