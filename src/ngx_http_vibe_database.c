@@ -303,6 +303,12 @@ ngx_http_vibe_owner_info(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
         return ngx_http_vibe_owner_claim(r, o);
     }
 
+    /* claimed and written to since the record was looked for, perhaps */
+
+    if (o->tries == 1) {
+        return ngx_http_vibe_owner_get(r, o);
+    }
+
     ngx_log_error(NGX_LOG_WARN, r->connection->log, 0,
                   "database \"%V\" has no known owner and is not mirrored",
                   &o->caller->db);

@@ -142,6 +142,11 @@ my %kind = (
     'nothing' => [200, ''],
     '204' => [204, ''],
     '404' => [404, { error => 'not_found', reason => "secret$run" }],
+    '404 without a body' => [404, ''],
+    '404 with an empty chunked body' => [raw => "HTTP/1.1 404 Not Found\r\n"
+        . "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"],
+    '404, cut off' => [raw => "HTTP/1.1 404 Not Found\r\n"
+        . "Transfer-Encoding: chunked\r\n\r\n"],
     'a redirect' => [302, '{}', headers => { Location => 'http://127.0.0.2/' }],
     'half an answer' => [200, '{"docs":[],"results":[],"update_seq":"1-a"}',
                          half => 1],

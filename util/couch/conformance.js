@@ -465,6 +465,91 @@ async function testTombstones() {
   });
 }
 
+/** Indexes a member `v` and gives a function that finds, by it, the ids of documents. */
+async function indexed(db) {
+  await want(200, 'POST', `${db}/_index`, { index: { fields: ['v'] }, ddoc: 'v', name: 'v' });
+  return async () => {
+    const { docs } = await find(db, { selector: { v: { $gt: null } }, sort: ['v'], limit: 100 });
+    return ids(docs);
+  };
+}
+
+async function testEditsAtOnce() {
+  const db = await database('edits');
+  const byIndex = await indexed(db);
+  await check('two edits of one document in one _bulk_docs, a stale one first', async () => {
+    const [{ rev: one }] = await bulk(db, [{ _id: 'a', v: 'one' }]);
+    const [{ rev: two }] = await bulk(db, [{ _id: 'a', _rev: one, v: 'two' }]);
+    assert.equal(await byIndex(), 'a');
+    const rows = await bulk(db, [{ _id: 'a', _rev: one, v: 'stale' },
+      { _id: 'a', _rev: two, _deleted: true }]);
+    assert.equal(rows[0].error, 'conflict');
+    assert.equal(rows[1].ok, true);
+    assert.match(rows[1].rev, /^3-/);
+  });
+  await check('… and then it is deleted, and an index answers', async () => {
+    const { json } = await wantError(404, 'not_found', 'GET', `${db}/a`);
+    assert.equal(json.reason, 'deleted');
+    assert.equal(await byIndex(), '');
+    await bulk(db, [{ _id: 'b', v: 1 }]);
+    assert.equal(await byIndex(), 'b');
+  });
+  await check('24 writers at once on 5 documents leave indexes working', async () => {
+    const names = ['p', 'q', 'r', 's', 't'];
+    const write = async (writer, round) => {
+      const _id = names[(writer + round) % names.length];
+      const [row] = await allDocs(db, [_id]);
+      const rev = row.value && !row.value.deleted ? { _rev: row.value.rev } : {};
+      const doc = (writer + round) % 3 ? { v: `${writer} ${round}` } : { _deleted: true };
+      const [result] = await bulk(db, [{ _id, ...rev, ...doc }]);
+      assert.ok(result.ok || result.error === 'conflict', JSON.stringify(result));
+      if (round % 4 === 0) await byIndex();
+    };
+    await Promise.all(Array.from({ length: 24 }, async (_, writer) => {
+      for (let round = 0; round < 10; round++) await write(writer, round);
+    }));
+    const live = (await allDocs(db, names)).filter((row) => row.value && !row.value.deleted);
+    assert.equal(await byIndex(), ['b', ...live.map((row) => row.id)].sort().join(' '));
+    const rows = await bulk(db, live.map((row) => ({
+      _id: row.id, _rev: row.value.rev, _deleted: true })));
+    assert.ok(rows.every((row) => row.ok), JSON.stringify(rows));
+    assert.equal(await byIndex(), 'b');
+  });
+}
+
+async function testRevsLimit() {
+  const db = await database('limit');
+  const history = async (id) =>
+    (await want(200, 'GET', `${db}/${id}?revs=true`)).json._revisions.ids.length;
+  const edit = async (id, times) => {
+    for (let i = 0; i < times; i++) {
+      const [row] = await allDocs(db, [id]);
+      await bulk(db, [{ _id: id, v: i, ...(row.value && { _rev: row.value.rev }) }]);
+    }
+  };
+  await check('_revs_limit is 1000 at first', async () => {
+    assert.equal((await want(200, 'GET', `${db}/_revs_limit`)).json, 1000);
+    await edit('a', 8);
+    assert.equal(await history('a'), 8);
+  });
+  await check('a smaller _revs_limit is obeyed', async () => {
+    assert.deepEqual((await want(200, 'PUT', `${db}/_revs_limit`, '5')).json, { ok: true });
+    assert.equal((await want(200, 'GET', `${db}/_revs_limit`)).json, 5);
+    await edit('b', 8);
+    assert.equal(await history('b'), 5);
+    await edit('a', 1);
+    assert.equal(await history('a'), 5);
+    const { json } = await want(200, 'GET', `${db}/b`);
+    assert.match(json._rev, /^8-/);
+  });
+  await check('… also while it is written to', async () => {
+    await Promise.all([...['c', 'd', 'e'].map((id) => edit(id, 6)),
+      want(200, 'PUT', `${db}/_revs_limit`, '3')]);
+    await edit('c', 1);
+    assert.equal(await history('c'), 3);
+  });
+}
+
 /** A revision as replication sends it: generations named by letters, newest first. */
 function replicated(id, letters, members = {}) {
   const list = letters.split('').map(hash);
@@ -1140,8 +1225,8 @@ async function cleanUp() {
 
 async function main() {
   const tests = [testServer, testDatabases, testDocuments, testLocalDocuments, testBulkDocs,
-    testTombstones, testReplicatedWrites, testAttachments, testReading, testSelectors, testFind,
-    testChanges, testLiveChanges, testDbUpdates];
+    testTombstones, testEditsAtOnce, testRevsLimit, testReplicatedWrites, testAttachments,
+    testReading, testSelectors, testFind, testChanges, testLiveChanges, testDbUpdates];
   try {
     for (const test of tests) await test();
   } catch (error) {

@@ -56,7 +56,7 @@ class Database {
     this.users = 0;           // how many use the Store now
     this.gone = false;
     this.lastInfo = null;     // what info() said when the Store was closed
-    this.onIdle = null;
+    this.onIdle = [];         // resolvers of those who wait until nobody uses it
     this.feeds = new Set();   // live _changes feeds: they hold no Store while they wait
     this.indexes = null;      // cache of indexes.js
     this.builds = new Map();  // state of index builds, see indexes.js
@@ -191,7 +191,7 @@ class Databases {
     this.byName.delete(name);
     db.gone = true;
     for (const feed of [...db.feeds]) feed.stop();
-    if (db.users) await new Promise((resolve) => { db.onIdle = resolve; });
+    while (db.users) await this.#idle(db);
     if (this.open.has(db)) await this.#close(db);
     if (db.closing) await db.closing;
     const trash = path.join(this.trash, path.basename(db.directory));
@@ -220,8 +220,19 @@ class Databases {
     db.users--;
     if (db.users) return;
     if (this.open.delete(db)) this.open.add(db);
-    if (db.onIdle) db.onIdle();
+    for (const resolve of db.onIdle.splice(0)) resolve();
     this.#serveWaiting();
+  }
+
+  /** Closes the database as soon as nobody uses it: the next one opens it again. */
+  async reopen(db) {
+    while (db.users) await this.#idle(db);
+    if (this.open.has(db)) await this.#close(db);
+  }
+
+  /** When nobody used it; somebody may use it again by the time one hears of that. */
+  #idle(db) {
+    return new Promise((resolve) => db.onIdle.push(resolve));
   }
 
   async #open(db) {

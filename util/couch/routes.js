@@ -135,6 +135,20 @@ async function handleSecurity({ db, req, res }) {
   sendJson(res, 200, security || DEFAULT_SECURITY);
 }
 
+async function handleRevsLimit({ databases, db, req, res }) {
+  allow(req, 'GET', 'HEAD', 'PUT');
+  if (req.method !== 'PUT') {
+    return sendJson(res, 200, await db.use((store) => store.revsLimit()));
+  }
+  const limit = Number((await readBody(req)).toString());
+  if (!Number.isInteger(limit) || limit < 1) {
+    throw badRequest('`_revs_limit` must be a positive integer.');
+  }
+  await db.use((store) => store.putRevsLimit(limit));
+  await databases.reopen(db);
+  sendJson(res, 200, { ok: true });
+}
+
 const DATABASE_HANDLERS = {
   _all_docs: handleAllDocs,
   _bulk_docs: handleBulkDocs,
@@ -144,12 +158,13 @@ const DATABASE_HANDLERS = {
   _find: handleFind,
   _index: handleIndex,
   _revs_diff: handleRevsDiff,
+  _revs_limit: handleRevsLimit,
   _security: handleSecurity,
 };
 const DATABASE_UNIMPLEMENTED = new Set(['_auto_purge', '_compact', '_design_docs',
   '_ensure_full_commit', '_local_docs', '_missing_revs', '_nouveau_cleanup', '_partition',
-  '_purge', '_purged_infos', '_purged_infos_limit', '_revs_limit', '_search_cleanup', '_shards',
-  '_sync_shards', '_temp_view', '_view_cleanup']);
+  '_purge', '_purged_infos', '_purged_infos_limit', '_search_cleanup', '_shards', '_sync_shards',
+  '_temp_view', '_view_cleanup']);
 
 function handleInside(context) {
   const { segments, req } = context;

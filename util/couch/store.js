@@ -9,7 +9,7 @@
  *   attach-binary-store md5-…              -> attachment
  *   local-store         _local/…           -> local document
  *
- * and, of our own, index-… (see indexes.js) and server-meta (the security object).
+ * and, of our own, index-… (see indexes.js) and server-meta (the security object, revs_limit).
  */
 
 const leveldown = require('leveldown');
@@ -86,7 +86,16 @@ class Cursor {
 class Store {
   /** Opens the LevelDB in a directory, making it if need be. */
   static async open(location) {
-    const pouch = new PouchDB(location, { adapter: 'leveldb', revs_limit: REVS_LIMIT });
+    const store = await Store.#openWith(location, REVS_LIMIT);
+    const limit = await store.revsLimit();
+    if (limit === REVS_LIMIT) return store;
+    // PouchDB takes the limit when it opens; where it stands can be read only then.
+    await store.close();
+    return Store.#openWith(location, limit);
+  }
+
+  static async #openWith(location, limit) {
+    const pouch = new PouchDB(location, { adapter: 'leveldb', revs_limit: limit });
     pouch.setMaxListeners(0);
     await pouch.info();
     const level = handles.get(location);
@@ -278,6 +287,16 @@ class Store {
 
   putMeta(name, value) {
     return this.writeTexts([{ area: META, name, value: JSON.stringify(value) }]);
+  }
+
+  /** How many revisions of a document are remembered. */
+  async revsLimit() {
+    return await this.getMeta('revs_limit') ?? REVS_LIMIT;
+  }
+
+  /** The same, from the next time on that the LevelDB is opened. */
+  putRevsLimit(limit) {
+    return this.putMeta('revs_limit', limit);
   }
 }
 

@@ -19,7 +19,8 @@ package Vibe::Proxy;
 #     lose($hold)                       sent on, its answer thrown away and
 #                                       the connection closed
 #
-# All else is passed on at once.
+# All else is passed on at once.  Vibe::Proxy->start(global => NAME) lets the
+# database NAME stand in for `global`: one that is not there yet, for example.
 
 use strict;
 use warnings;
@@ -34,7 +35,7 @@ my $json = JSON::PP->new->utf8->canonical->allow_nonref;
 
 
 sub start {
-    my ($class) = @_;
+    my ($class, %opt) = @_;
 
     my ($url, $auth) = Vibe::couchdb();
     my ($couch) = $url =~ m{^http://(.+)$}
@@ -56,6 +57,7 @@ sub start {
         close $here;
         $SIG{PIPE} = 'IGNORE';
         _loop({ couch => $couch, listen => $listen, control => $there,
+                global => $opt{global},
                 select => IO::Select->new($listen, $there),
                 told => '', in => {}, holds => [], held => {}, up => {} });
     });
@@ -256,6 +258,8 @@ sub _from_nginx {
     # One request a connection: its end is the answer's.
     $text =~ s/\r\nConnection:[^\r]*//i;
     $text =~ s/\r\n/\r\nConnection: close\r\n/;
+
+    $text =~ s{^(\S+ )/global(?=[/? ])}{$1/$p->{global}} if $p->{global};
 
     my $asked = "$method $path $body";
     my ($hold) = grep { $asked =~ $_->{pattern} } @{ $p->{holds} };
