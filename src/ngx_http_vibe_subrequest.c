@@ -257,7 +257,11 @@ ngx_http_vibe_subrequest_done(ngx_http_request_t *sr, void *data,
     if (rc == NGX_OK && call->complete && sr->headers_out.status) {
         call->status = sr->headers_out.status;
 
-        if (call->status == NGX_HTTP_UNAUTHORIZED) {
+        /* 403: it locks out for minutes who was wrong too often */
+
+        if (call->status == NGX_HTTP_UNAUTHORIZED
+            || call->status == NGX_HTTP_FORBIDDEN)
+        {
             ngx_log_error(NGX_LOG_ERR, sr->connection->log, 0,
                           "couchdb does not accept the vibe_credentials");
         }

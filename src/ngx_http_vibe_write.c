@@ -384,6 +384,14 @@ ngx_http_vibe_write_plan_one(ngx_http_request_t *r, ngx_http_vibe_write_t *w,
             return NGX_ERROR;
         }
 
+    } else if (found == NULL && rev.len) {
+
+        /* of what never was CouchDB may take any _rev */
+
+        ngx_http_vibe_write_refuse(row, NGX_HTTP_CONFLICT,
+                                   "Document update conflict.");
+        return NGX_OK;
+
     } else if (document->deleted && rev.len == 0) {
         ngx_http_vibe_write_refuse(row, NGX_HTTP_NOT_FOUND,
                                    found ? "deleted" : "missing");

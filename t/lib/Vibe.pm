@@ -280,6 +280,7 @@ sub couch {
 
     my ($url, $auth) = couchdb();
     my ($status, $data) = _http($method, $url . $path, $body,
+        Accept => 'application/json',
         Authorization => 'Basic ' . encode_base64($auth, ''));
 
     return ($status, $data);
