@@ -20,7 +20,8 @@
  * CouchDB takes a write over a tombstone only without one, and then whatever
  * happened meanwhile.  So the place is first claimed by a stub that nobody
  * can read; with its revision 2 and 3 follow.  Only a document whose id the
- * module has just made is written at once.
+ * module has just made is written at once, and looked at again if the answer's
+ * generation says that something was there.
  *
  * Promises: what was never public or restricted leaves no trace; what was and
  * is no longer leaves a tombstone, also where its copy has not arrived yet,
