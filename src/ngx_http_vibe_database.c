@@ -39,8 +39,9 @@ static ngx_int_t ngx_http_vibe_owner_claimed(ngx_http_request_t *r,
     ngx_http_vibe_call_t *call);
 static ngx_int_t ngx_http_vibe_owner_claim(ngx_http_request_t *r,
     ngx_http_vibe_owner_t *o);
-static void ngx_http_vibe_owner_put(ngx_http_vibe_json_out_t *out,
-    ngx_pool_t *pool, ngx_str_t *did);
+static ngx_int_t ngx_http_vibe_owner_put(ngx_http_request_t *r,
+    ngx_http_vibe_owner_t *o, const char *path,
+    ngx_http_vibe_call_pt handler);
 static ngx_int_t ngx_http_vibe_owner_claim_done(ngx_http_request_t *r,
     ngx_http_vibe_call_t *call);
 static ngx_int_t ngx_http_vibe_owner_record(ngx_http_request_t *r,
@@ -320,27 +321,29 @@ ngx_http_vibe_owner_info(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
 static ngx_int_t
 ngx_http_vibe_owner_claim(ngx_http_request_t *r, ngx_http_vibe_owner_t *o)
 {
-    ngx_http_vibe_json_out_t  out;
-
-    ngx_http_vibe_owner_put(&out, r->pool, &o->caller->did);
-
-    return ngx_http_vibe_request(r, NGX_HTTP_PUT, &o->caller->db,
-                                 "/_design/vibe_owner", &out,
-                                 ngx_http_vibe_owner_claim_done, o);
+    return ngx_http_vibe_owner_put(r, o, "/_design/vibe_owner",
+                                   ngx_http_vibe_owner_claim_done);
 }
 
 
-static void
-ngx_http_vibe_owner_put(ngx_http_vibe_json_out_t *out, ngx_pool_t *pool,
-    ngx_str_t *did)
-{
-    ngx_http_vibe_json_out_init(out, pool);
+/* the claim and the record are the same document in two places */
 
-    ngx_http_vibe_json_put_text(out, "{\"did\":");
-    ngx_http_vibe_json_put_string(out, did);
-    ngx_http_vibe_json_put_text(out, ",\"vibe_v\":");
-    ngx_http_vibe_json_put_uint(out, NGX_HTTP_VIBE_FORMAT);
-    ngx_http_vibe_json_put_text(out, "}");
+static ngx_int_t
+ngx_http_vibe_owner_put(ngx_http_request_t *r, ngx_http_vibe_owner_t *o,
+    const char *path, ngx_http_vibe_call_pt handler)
+{
+    ngx_http_vibe_json_out_t  out;
+
+    ngx_http_vibe_json_out_init(&out, r->pool);
+
+    ngx_http_vibe_json_put_text(&out, "{\"did\":");
+    ngx_http_vibe_json_put_string(&out, &o->caller->did);
+    ngx_http_vibe_json_put_text(&out, ",\"vibe_v\":");
+    ngx_http_vibe_json_put_uint(&out, NGX_HTTP_VIBE_FORMAT);
+    ngx_http_vibe_json_put_text(&out, "}");
+
+    return ngx_http_vibe_request(r, NGX_HTTP_PUT, &o->caller->db, path, &out,
+                                 handler, o);
 }
 
 
@@ -371,13 +374,8 @@ ngx_http_vibe_owner_claim_done(ngx_http_request_t *r,
 static ngx_int_t
 ngx_http_vibe_owner_record(ngx_http_request_t *r, ngx_http_vibe_owner_t *o)
 {
-    ngx_http_vibe_json_out_t  out;
-
-    ngx_http_vibe_owner_put(&out, r->pool, &o->caller->did);
-
-    return ngx_http_vibe_request(r, NGX_HTTP_PUT, &o->caller->db,
-                                 "/_local/vibe_owner", &out,
-                                 ngx_http_vibe_owner_recorded, o);
+    return ngx_http_vibe_owner_put(r, o, "/_local/vibe_owner",
+                                   ngx_http_vibe_owner_recorded);
 }
 
 

@@ -19,7 +19,6 @@
 #include "ngx_http_vibe.h"
 
 
-
 /* how long a worker trusts that a database has its owner, milliseconds */
 #define NGX_HTTP_VIBE_OWNER_VALID   10000
 

@@ -333,10 +333,7 @@ ngx_http_vibe_jwt_signature(ngx_http_vibe_jwt_conf_t *jcf,
 
         if (token->kid.data != NULL
             && (key[i].kid.len == 0
-                || key[i].kid.len != token->kid.len
-                || ngx_memcmp(key[i].kid.data, token->kid.data,
-                              token->kid.len)
-                   != 0))
+                || !ngx_http_vibe_same(&key[i].kid, &token->kid)))
         {
             continue;
         }
@@ -538,8 +535,7 @@ static ngx_uint_t
 ngx_http_vibe_jwt_equal(ngx_http_vibe_json_t *node, ngx_str_t *value)
 {
     return node->type == NGX_HTTP_VIBE_JSON_STRING
-           && node->string.len == value->len
-           && ngx_memcmp(node->string.data, value->data, value->len) == 0;
+           && ngx_http_vibe_same(&node->string, value);
 }
 
 

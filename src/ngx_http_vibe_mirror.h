@@ -50,7 +50,6 @@ typedef struct {
     ngx_http_vibe_json_t        *doc;          /* its members; NULL: deleted */
     ngx_http_vibe_access_t       access;       /* decided for "doc" */
     ngx_http_vibe_access_t       before;       /* for the revision before it */
-    void                        *data;         /* the caller's own */
     unsigned                     made:1;       /* id made now: none other has
                                                   it, so step 1 is left out */
     unsigned                     ask:1;        /* may not be the winner */
