@@ -256,9 +256,9 @@ ngx_http_vibe_write_owner(ngx_http_request_t *r, void *data,
 
     if (owner == NGX_HTTP_VIBE_MISSING) {
 
-        /* once for what was missing, once if it was deleted meanwhile */
+        /* more than once if it is deleted meanwhile, or was just made */
 
-        if (w->created++ > 1) {
+        if (++w->created > NGX_HTTP_VIBE_CREATE_TRIES) {
             return ngx_http_vibe_error_text(r, NGX_HTTP_SERVICE_UNAVAILABLE,
                                          "The database is being deleted.");
         }

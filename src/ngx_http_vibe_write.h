@@ -19,6 +19,9 @@
 /* how often a write without _rev is begun again when others write too */
 #define NGX_HTTP_VIBE_WRITE_TRIES  100
 
+/* how often a database is made that others delete */
+#define NGX_HTTP_VIBE_CREATE_TRIES  5
+
 
 /* ctx->body is the request's body; returns as an ngx_http_vibe_call_pt */
 ngx_int_t ngx_http_vibe_write(ngx_http_request_t *r, ngx_http_vibe_ctx_t *ctx);

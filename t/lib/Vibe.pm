@@ -614,9 +614,13 @@ sub _run {
             or die "$binary: $!\n";
     });
 
+    # Its port is open before it has made its workers.
+    my $workers = $self->{workers} // 1;
+
     Vibe::wait_for {
         return 1 if waitpid($self->{pid}, POSIX::WNOHANG) != 0;
         return -e "$self->{prefix}/nginx.pid"
+               && $self->workers >= $workers
                && IO::Socket::INET->new(PeerAddr => '127.0.0.1',
                                         PeerPort => $self->{port});
     } 20;
@@ -685,7 +689,9 @@ sub workers {
     my ($self) = @_;
 
     my $pid = $self->{pid};
-    return split ' ', Vibe::read_file("/proc/$pid/task/$pid/children");
+    my @pids = split ' ', Vibe::read_file("/proc/$pid/task/$pid/children");
+
+    return @pids;
 }
 
 

@@ -53,6 +53,7 @@ class Database {
     this.directory = path.join(databases.directory, directoryName(name, identity));
     this.store = null;        // a promise of the open Store
     this.closing = null;      // a promise while it is being closed
+    this.made = null;         // a promise of its directory while that is being made
     this.users = 0;           // how many use the Store now
     this.gone = false;
     this.lastInfo = null;     // what info() said when the Store was closed
@@ -176,11 +177,14 @@ class Databases {
     }
     const db = new Database(this, name, crypto.randomBytes(8).toString('hex'));
     this.byName.set(name, db);
+    db.made = fs.mkdir(db.directory);
     try {
-      await fs.mkdir(db.directory);
+      await db.made;
     } catch (error) {
       this.byName.delete(name);
       throw error;
+    } finally {
+      db.made = null;
     }
     this.events.add(name, 'created');
   }
@@ -236,6 +240,7 @@ class Databases {
   }
 
   async #open(db) {
+    if (db.made) await db.made;
     if (db.closing) await db.closing;
     await this.#takeSlot();
     try {
