@@ -6,11 +6,11 @@
  * The floors; calls go downwards only:
  *
  *   6  this file
- *   5  data (which hands over to) write, query, expand
+ *   5  data (which hands over to) write, query, expand; status
  *   4  mirror, database, sequence, global, caller
- *   3  lookup, bulk, index, answer, subrequest
- *   2  acl, copy, document, find, selector, jwt, jwt_key, revoked
- *   1  json, id, file
+ *   3  lookup, bulk, index, answer, wait, subrequest, couch
+ *   2  acl, copy, state, document, find, selector, jwt, jwt_key, revoked
+ *   1  json, id, file, zone
  */
 
 
@@ -18,8 +18,11 @@
 #include "ngx_http_vibe_answer.h"
 #include "ngx_http_vibe_data.h"
 #include "ngx_http_vibe_file.h"
+#include "ngx_http_vibe_global.h"
 #include "ngx_http_vibe_index.h"
+#include "ngx_http_vibe_mirror.h"
 #include "ngx_http_vibe_selector.h"
+#include "ngx_http_vibe_status.h"
 
 
 /* bytes of a file of credentials, and of a name in the environment */
@@ -35,6 +38,8 @@ static ngx_int_t ngx_http_vibe_body_filter(ngx_http_request_t *r,
 
 static char *ngx_http_vibe_couchdb(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
+static char *ngx_http_vibe_trusted(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
 static char *ngx_http_vibe_credentials(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_vibe_credentials_file(ngx_conf_t *cf, ngx_str_t *file,
@@ -44,6 +49,8 @@ static char *ngx_http_vibe_index(ngx_conf_t *cf, ngx_command_t *cmd,
 static ngx_int_t ngx_http_vibe_index_add(ngx_conf_t *cf,
     ngx_http_vibe_main_conf_t *vmcf, ngx_str_t *collection, ngx_str_t *fields,
     ngx_uint_t n);
+static char *ngx_http_vibe_zone(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
 static char *ngx_http_vibe_jwt_key(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_vibe_revoked_file(ngx_conf_t *cf, ngx_command_t *cmd,
@@ -53,14 +60,24 @@ static char *ngx_http_vibe_origins(ngx_conf_t *cf, ngx_command_t *cmd,
 static char *ngx_http_vibe_db_prefix(ngx_conf_t *cf, void *post, void *data);
 static char *ngx_http_vibe_data(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
+static char *ngx_http_vibe_status(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
 
 static void *ngx_http_vibe_create_main_conf(ngx_conf_t *cf);
 static char *ngx_http_vibe_init_main_conf(ngx_conf_t *cf, void *conf);
 static void *ngx_http_vibe_create_loc_conf(ngx_conf_t *cf);
 static char *ngx_http_vibe_merge_loc_conf(ngx_conf_t *cf, void *parent,
     void *child);
+static ngx_int_t ngx_http_vibe_add_prefix(ngx_http_vibe_main_conf_t *vmcf,
+    ngx_str_t *prefix);
 static ngx_int_t ngx_http_vibe_preconfiguration(ngx_conf_t *cf);
 static ngx_int_t ngx_http_vibe_postconfiguration(ngx_conf_t *cf);
+static ngx_int_t ngx_http_vibe_addresses(ngx_conf_t *cf,
+    ngx_http_vibe_main_conf_t *vmcf);
+static ngx_int_t ngx_http_vibe_add_addresses(ngx_array_t *to,
+    ngx_addr_t *addrs, ngx_uint_t n);
+static ngx_int_t ngx_http_vibe_init_process(ngx_cycle_t *cycle);
+static void ngx_http_vibe_exit_process(ngx_cycle_t *cycle);
 
 
 static ngx_conf_post_t  ngx_http_vibe_db_prefix_post = {
@@ -77,6 +94,14 @@ static ngx_conf_num_bounds_t  ngx_http_vibe_max_limit_bounds = {
 
 static ngx_conf_num_bounds_t  ngx_http_vibe_own_indexes_bounds = {
     ngx_conf_check_num_bounds, 0, 100
+};
+
+static ngx_conf_num_bounds_t  ngx_http_vibe_batch_docs_bounds = {
+    ngx_conf_check_num_bounds, 1, 10000
+};
+
+static ngx_conf_num_bounds_t  ngx_http_vibe_scan_rate_bounds = {
+    ngx_conf_check_num_bounds, 1, 10000
 };
 
 
@@ -107,12 +132,96 @@ static ngx_command_t  ngx_http_vibe_commands[] = {
       NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
       ngx_conf_set_size_slot,
       NGX_HTTP_MAIN_CONF_OFFSET,
-      offsetof(ngx_http_vibe_main_conf_t, max_response),
+      offsetof(ngx_http_vibe_main_conf_t, couch.max_response),
       NULL },
+
+    { ngx_string("vibe_trusted_certificate"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_http_vibe_trusted,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("vibe_connect_timeout"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_msec_slot,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      offsetof(ngx_http_vibe_main_conf_t, couch.connect_timeout),
+      NULL },
+
+    { ngx_string("vibe_timeout"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_msec_slot,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      offsetof(ngx_http_vibe_main_conf_t, couch.timeout),
+      NULL },
+
+    { ngx_string("vibe_batch_docs"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_num_slot,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      offsetof(ngx_http_vibe_main_conf_t, batch_docs),
+      &ngx_http_vibe_batch_docs_bounds },
+
+    { ngx_string("vibe_batch_size"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_size_slot,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      offsetof(ngx_http_vibe_main_conf_t, batch_size),
+      NULL },
+
+    { ngx_string("vibe_mirror_size"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_size_slot,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      offsetof(ngx_http_vibe_main_conf_t, mirror_size),
+      NULL },
+
+    { ngx_string("vibe_zone"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE2,
+      ngx_http_vibe_zone,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("vibe_repair"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_FLAG,
+      ngx_conf_set_flag_slot,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      offsetof(ngx_http_vibe_main_conf_t, repair),
+      NULL },
+
+    { ngx_string("vibe_lease"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_msec_slot,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      offsetof(ngx_http_vibe_main_conf_t, lease),
+      NULL },
+
+    { ngx_string("vibe_sweep"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_msec_slot,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      offsetof(ngx_http_vibe_main_conf_t, sweep),
+      NULL },
+
+    { ngx_string("vibe_scan_rate"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_num_slot,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      offsetof(ngx_http_vibe_main_conf_t, scan_rate),
+      &ngx_http_vibe_scan_rate_bounds },
 
     { ngx_string("vibe_data"),
       NGX_HTTP_LOC_CONF|NGX_CONF_NOARGS,
       ngx_http_vibe_data,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("vibe_status"),
+      NGX_HTTP_LOC_CONF|NGX_CONF_NOARGS,
+      ngx_http_vibe_status,
       NGX_HTTP_LOC_CONF_OFFSET,
       0,
       NULL },
@@ -248,10 +357,10 @@ ngx_module_t  ngx_http_vibe_module = {
     NGX_HTTP_MODULE,                       /* module type */
     NULL,                                  /* init master */
     NULL,                                  /* init module */
-    NULL,                                  /* init process */
+    ngx_http_vibe_init_process,            /* init process */
     NULL,                                  /* init thread */
     NULL,                                  /* exit thread */
-    NULL,                                  /* exit process */
+    ngx_http_vibe_exit_process,            /* exit process */
     NULL,                                  /* exit master */
     NGX_MODULE_V1_PADDING
 };
@@ -348,10 +457,10 @@ ngx_http_vibe_couchdb(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     ngx_http_vibe_main_conf_t *vmcf = conf;
 
     size_t      scheme;
-    ngx_str_t  *value;
+    ngx_str_t  *value, *url;
     ngx_url_t   u;
 
-    if (vmcf->url.len) {
+    if (vmcf->couch.url.len) {
         return "is duplicate";
     }
 
@@ -374,12 +483,12 @@ ngx_http_vibe_couchdb(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
         return NGX_CONF_ERROR;
     }
 
-    vmcf->url = value[1];
+    url = &vmcf->couch.url;
 
-    while (vmcf->url.len > scheme
-           && vmcf->url.data[vmcf->url.len - 1] == '/')
-    {
-        vmcf->url.len--;
+    *url = value[1];
+
+    while (url->len > scheme && url->data[url->len - 1] == '/') {
+        url->len--;
     }
 
     if (ngx_strlchr(value[1].data, value[1].data + value[1].len, '@')) {
@@ -389,10 +498,8 @@ ngx_http_vibe_couchdb(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
         return NGX_CONF_ERROR;
     }
 
-    if (ngx_strlchr(vmcf->url.data + scheme, vmcf->url.data + vmcf->url.len,
-                    '/')
-        || ngx_strlchr(vmcf->url.data + scheme,
-                       vmcf->url.data + vmcf->url.len, '?'))
+    if (ngx_strlchr(url->data + scheme, url->data + url->len, '/')
+        || ngx_strlchr(url->data + scheme, url->data + url->len, '?'))
     {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
                            "\"vibe_couchdb\" may not have a path");
@@ -404,16 +511,66 @@ ngx_http_vibe_couchdb(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
      * that the location's proxy_pass finds it and needs no resolver.
      */
 
-    u.url.data = vmcf->url.data + scheme;
-    u.url.len = vmcf->url.len - scheme;
+    u.url.data = url->data + scheme;
+    u.url.len = url->len - scheme;
     u.uri_part = 1;
     u.no_resolve = 1;
 
-    if (ngx_http_upstream_add(cf, &u, 0) == NULL) {
+    vmcf->upstream = ngx_http_upstream_add(cf, &u, 0);
+
+    return vmcf->upstream ? NGX_CONF_OK : NGX_CONF_ERROR;
+}
+
+
+static char *
+ngx_http_vibe_trusted(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_vibe_main_conf_t *vmcf = conf;
+
+    ngx_str_t  *value;
+
+    if (vmcf->couch.trusted.len) {
+        return "is duplicate";
+    }
+
+    value = cf->args->elts;
+
+    vmcf->couch.trusted = value[1];
+
+    if (ngx_conf_full_name(cf->cycle, &vmcf->couch.trusted, 1) != NGX_OK) {
         return NGX_CONF_ERROR;
     }
 
     return NGX_CONF_OK;
+}
+
+
+static char *
+ngx_http_vibe_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_vibe_main_conf_t *vmcf = conf;
+
+    ssize_t     size;
+    ngx_str_t  *value;
+
+    if (vmcf->zone != NULL) {
+        return "is duplicate";
+    }
+
+    value = cf->args->elts;
+
+    size = ngx_parse_size(&value[2]);
+
+    if (size == NGX_ERROR) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "invalid zone size \"%V\"",
+                           &value[2]);
+        return NGX_CONF_ERROR;
+    }
+
+    vmcf->zone = ngx_http_vibe_zone_add(cf, &value[1], size,
+                                        &ngx_http_vibe_module);
+
+    return vmcf->zone ? NGX_CONF_OK : NGX_CONF_ERROR;
 }
 
 
@@ -426,7 +583,7 @@ ngx_http_vibe_credentials(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     u_char     *p;
     ngx_str_t  *value, text, encoded;
 
-    if (vmcf->authorization.len) {
+    if (vmcf->couch.authorization.len) {
         return "is duplicate";
     }
 
@@ -472,12 +629,12 @@ ngx_http_vibe_credentials(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
         return NGX_CONF_ERROR;
     }
 
-    vmcf->authorization.data = p;
+    vmcf->couch.authorization.data = p;
 
     encoded.data = ngx_cpymem(p, "Basic ", sizeof("Basic ") - 1);
     ngx_encode_base64(&encoded, &text);
 
-    vmcf->authorization.len = sizeof("Basic ") - 1 + encoded.len;
+    vmcf->couch.authorization.len = sizeof("Basic ") - 1 + encoded.len;
 
     return NGX_CONF_OK;
 }
@@ -772,6 +929,27 @@ ngx_http_vibe_data(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 }
 
 
+static char *
+ngx_http_vibe_status(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_core_loc_conf_t   *clcf;
+    ngx_http_vibe_main_conf_t  *vmcf;
+
+    vmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_vibe_module);
+
+    if (vmcf->zone == NULL) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"vibe_status\" needs \"vibe_zone\" above it");
+        return NGX_CONF_ERROR;
+    }
+
+    clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
+    clcf->handler = ngx_http_vibe_status_handler;
+
+    return NGX_CONF_OK;
+}
+
+
 static void *
 ngx_http_vibe_create_main_conf(ngx_conf_t *cf)
 {
@@ -783,11 +961,32 @@ ngx_http_vibe_create_main_conf(ngx_conf_t *cf)
         return NULL;
     }
 
-    vmcf->max_response = NGX_CONF_UNSET_SIZE;
+    /*
+     * set by ngx_pcalloc():
+     *
+     *     vmcf->couch.url = { 0, NULL };
+     *     vmcf->couch.authorization = { 0, NULL };
+     *     vmcf->couch.trusted = { 0, NULL };
+     *     vmcf->zone = NULL;
+     *     vmcf->copies = 0;
+     */
+
+    vmcf->couch.max_response = NGX_CONF_UNSET_SIZE;
+    vmcf->couch.connect_timeout = NGX_CONF_UNSET_MSEC;
+    vmcf->couch.timeout = NGX_CONF_UNSET_MSEC;
+    vmcf->repair = NGX_CONF_UNSET;
+    vmcf->sweep = NGX_CONF_UNSET_MSEC;
+    vmcf->lease = NGX_CONF_UNSET_MSEC;
+    vmcf->scan_rate = NGX_CONF_UNSET;
+    vmcf->batch_docs = NGX_CONF_UNSET;
+    vmcf->batch_size = NGX_CONF_UNSET_SIZE;
+    vmcf->mirror_size = NGX_CONF_UNSET_SIZE;
 
     if (ngx_array_init(&vmcf->indexes, cf->pool, 4,
                        sizeof(ngx_http_vibe_index_t))
-        != NGX_OK)
+        != NGX_OK
+        || ngx_array_init(&vmcf->prefixes, cf->pool, 1, sizeof(ngx_str_t))
+           != NGX_OK)
     {
         return NULL;
     }
@@ -809,7 +1008,23 @@ ngx_http_vibe_init_main_conf(ngx_conf_t *cf, void *conf)
 {
     ngx_http_vibe_main_conf_t *vmcf = conf;
 
-    ngx_conf_init_size_value(vmcf->max_response, 16 * 1024 * 1024);
+    ngx_conf_init_size_value(vmcf->couch.max_response, 16 * 1024 * 1024);
+    ngx_conf_init_msec_value(vmcf->couch.connect_timeout, 2000);
+    ngx_conf_init_msec_value(vmcf->couch.timeout, 10000);
+    ngx_conf_init_msec_value(vmcf->sweep, 3600000);
+    ngx_conf_init_msec_value(vmcf->lease, 5000);
+    ngx_conf_init_value(vmcf->scan_rate, 100);
+    ngx_conf_init_value(vmcf->batch_docs, 500);
+    ngx_conf_init_size_value(vmcf->batch_size, 4 * 1024 * 1024);
+    ngx_conf_init_size_value(vmcf->mirror_size, 64 * 1024 * 1024);
+
+    /* nobody shares what is known, and who does the work, without a zone */
+
+    ngx_conf_init_value(vmcf->repair, 1);
+
+    if (vmcf->zone == NULL) {
+        vmcf->repair = 0;
+    }
 
     return NGX_CONF_OK;
 }
@@ -908,13 +1123,46 @@ ngx_http_vibe_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
 
     vmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_vibe_module);
 
-    if (conf->data && vmcf->url.len == 0) {
+    if (conf->data && vmcf->couch.url.len == 0) {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
                            "\"vibe_data\" needs \"vibe_couchdb\"");
         return NGX_CONF_ERROR;
     }
 
+    if (conf->data
+        && ngx_http_vibe_add_prefix(vmcf, &conf->db_prefix) != NGX_OK)
+    {
+        return NGX_CONF_ERROR;
+    }
+
     return NGX_CONF_OK;
+}
+
+
+/* repair goes through the databases of all users */
+
+static ngx_int_t
+ngx_http_vibe_add_prefix(ngx_http_vibe_main_conf_t *vmcf, ngx_str_t *prefix)
+{
+    ngx_str_t   *p;
+    ngx_uint_t   i;
+
+    p = vmcf->prefixes.elts;
+
+    for (i = 0; i < vmcf->prefixes.nelts; i++) {
+        if (ngx_http_vibe_same(&p[i], prefix)) {
+            return NGX_OK;
+        }
+    }
+
+    p = ngx_array_push(&vmcf->prefixes);
+    if (p == NULL) {
+        return NGX_ERROR;
+    }
+
+    *p = *prefix;
+
+    return NGX_OK;
 }
 
 
@@ -943,11 +1191,128 @@ ngx_http_vibe_preconfiguration(ngx_conf_t *cf)
 static ngx_int_t
 ngx_http_vibe_postconfiguration(ngx_conf_t *cf)
 {
+    ngx_http_vibe_main_conf_t  *vmcf;
+
     ngx_http_next_header_filter = ngx_http_top_header_filter;
     ngx_http_top_header_filter = ngx_http_vibe_header_filter;
 
     ngx_http_next_body_filter = ngx_http_top_body_filter;
     ngx_http_top_body_filter = ngx_http_vibe_body_filter;
 
+    vmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_vibe_module);
+
+    if (vmcf->upstream == NULL) {
+        return NGX_OK;
+    }
+
+    return ngx_http_vibe_addresses(cf, vmcf);
+}
+
+
+/* the servers of the upstream, or the address that vibe_couchdb has */
+
+static ngx_int_t
+ngx_http_vibe_addresses(ngx_conf_t *cf, ngx_http_vibe_main_conf_t *vmcf)
+{
+    ngx_url_t                      u;
+    ngx_uint_t                     i, backup;
+    ngx_array_t                   *addrs;
+    ngx_http_upstream_server_t    *server;
+    ngx_http_upstream_srv_conf_t  *uscf;
+
+    uscf = vmcf->upstream;
+
+    addrs = ngx_array_create(cf->pool, 2, sizeof(ngx_addr_t));
+    if (addrs == NULL) {
+        return NGX_ERROR;
+    }
+
+    vmcf->couch.addrs = addrs;
+
+    if (uscf->servers != NULL) {
+
+        server = uscf->servers->elts;
+
+        for (backup = 0; backup < 2; backup++) {
+            for (i = 0; i < uscf->servers->nelts; i++) {
+
+                if (server[i].down || server[i].backup != backup) {
+                    continue;
+                }
+
+                if (ngx_http_vibe_add_addresses(addrs, server[i].addrs,
+                                                server[i].naddrs)
+                    != NGX_OK)
+                {
+                    return NGX_ERROR;
+                }
+            }
+        }
+
+        return NGX_OK;
+    }
+
+    ngx_memzero(&u, sizeof(ngx_url_t));
+
+    u.host = uscf->host;
+    u.port = uscf->port;
+
+    if (ngx_inet_resolve_host(cf->pool, &u) != NGX_OK) {
+        ngx_log_error(NGX_LOG_EMERG, cf->log, 0,
+                      "%s in the host of \"vibe_couchdb\" \"%V\"",
+                      u.err ? u.err : "error", &uscf->host);
+        return NGX_ERROR;
+    }
+
+    return ngx_http_vibe_add_addresses(addrs, u.addrs, u.naddrs);
+}
+
+
+static ngx_int_t
+ngx_http_vibe_add_addresses(ngx_array_t *to, ngx_addr_t *addrs, ngx_uint_t n)
+{
+    ngx_uint_t   i;
+    ngx_addr_t  *addr;
+
+    for (i = 0; i < n; i++) {
+        addr = ngx_array_push(to);
+        if (addr == NULL) {
+            return NGX_ERROR;
+        }
+
+        *addr = addrs[i];
+    }
+
     return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_vibe_init_process(ngx_cycle_t *cycle)
+{
+    ngx_http_vibe_main_conf_t  *vmcf;
+
+    if (ngx_process != NGX_PROCESS_WORKER
+        && ngx_process != NGX_PROCESS_SINGLE)
+    {
+        return NGX_OK;
+    }
+
+    vmcf = ngx_http_cycle_get_module_main_conf(cycle, ngx_http_vibe_module);
+
+    if (vmcf == NULL || vmcf->upstream == NULL) {
+        return NGX_OK;
+    }
+
+    ngx_http_vibe_global_init(vmcf);
+    ngx_http_vibe_mirror_init(vmcf);
+
+    return ngx_http_vibe_couch_init(cycle, &vmcf->couch);
+}
+
+
+static void
+ngx_http_vibe_exit_process(ngx_cycle_t *cycle)
+{
+    ngx_http_vibe_couch_exit();
 }

@@ -17,13 +17,18 @@
 #include "ngx_http_vibe_id.h"
 #include "ngx_http_vibe_acl.h"
 #include "ngx_http_vibe_copy.h"
+#include "ngx_http_vibe_couch.h"
 #include "ngx_http_vibe_jwt.h"
 #include "ngx_http_vibe_revoked.h"
 #include "ngx_http_vibe_subrequest.h"
+#include "ngx_http_vibe_zone.h"
 
 
 /* where copies live; CouchDB's name, so no directive */
 #define NGX_HTTP_VIBE_GLOBAL  "global"
+
+/* hexadecimal digits of the id that each such database is given */
+#define NGX_HTTP_VIBE_GLOBAL_ID  32
 
 
 /* vibe_index <collection>|* <field> ...; */
@@ -40,14 +45,26 @@ typedef struct {
 
 
 typedef struct {
-    ngx_str_t                    url;          /* "http://couchdb" */
-    ngx_str_t                    authorization;
+    ngx_http_vibe_couch_conf_t   couch;
     ngx_array_t                  indexes;      /* of ngx_http_vibe_index_t */
-    size_t                       max_response;
+    ngx_array_t                  prefixes;     /* of ngx_str_t: databases of
+                                                  users begin with one */
+    ngx_http_upstream_srv_conf_t  *upstream;   /* of vibe_couchdb */
+
+    ngx_http_vibe_zone_t        *zone;         /* NULL: no background work */
+    ngx_flag_t                   repair;
+    ngx_msec_t                   sweep;
+    ngx_int_t                    scan_rate;    /* databases a second */
+    ngx_msec_t                   lease;
+
+    ngx_int_t                    batch_docs;
+    size_t                       batch_size;
+    size_t                       mirror_size;  /* of a worker's mirrors */
 
     /* what this worker has seen of "global" */
 
     ngx_uint_t                   copies;       /* CouchDB keeps, 0: unseen */
+    u_char                       global_id[NGX_HTTP_VIBE_GLOBAL_ID];
 } ngx_http_vibe_main_conf_t;
 
 

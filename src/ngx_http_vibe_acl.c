@@ -394,6 +394,47 @@ ngx_http_vibe_acl_add(ngx_array_t *dids, ngx_str_t *did)
 
 
 ngx_int_t
+ngx_http_vibe_acl_dup(ngx_pool_t *pool, ngx_http_vibe_access_t *from,
+    ngx_http_vibe_access_t *to)
+{
+    ngx_str_t   *did;
+    ngx_uint_t   i, n;
+
+    n = from->read.nelts + from->deny.nelts;
+
+    *to = *from;
+
+    did = ngx_palloc(pool, (n + 1) * sizeof(ngx_str_t));
+    if (did == NULL) {
+        return NGX_ERROR;
+    }
+
+    to->read.elts = did;
+    to->deny.elts = did + from->read.nelts;
+
+    ngx_memcpy(to->read.elts, from->read.elts,
+               from->read.nelts * sizeof(ngx_str_t));
+    ngx_memcpy(to->deny.elts, from->deny.elts,
+               from->deny.nelts * sizeof(ngx_str_t));
+
+    /* full: nothing is added to what was decided */
+
+    to->read.pool = to->deny.pool = pool;
+    to->read.nalloc = from->read.nelts;
+    to->deny.nalloc = from->deny.nelts;
+
+    for (i = 0; i < n; i++) {
+        did[i].data = ngx_pstrdup(pool, &did[i]);
+        if (did[i].data == NULL) {
+            return NGX_ERROR;
+        }
+    }
+
+    return NGX_OK;
+}
+
+
+ngx_int_t
 ngx_http_vibe_acl_of_copy(ngx_pool_t *pool, ngx_http_vibe_json_t *copy,
     ngx_http_vibe_access_t *access)
 {

@@ -69,6 +69,10 @@ typedef struct {
 ngx_int_t ngx_http_vibe_acl_decide(ngx_pool_t *pool, ngx_str_t *owner,
     ngx_http_vibe_json_t *doc, ngx_http_vibe_access_t *access);
 
+/* copies what was decided into a pool; NGX_OK or NGX_ERROR */
+ngx_int_t ngx_http_vibe_acl_dup(ngx_pool_t *pool,
+    ngx_http_vibe_access_t *from, ngx_http_vibe_access_t *to);
+
 /* the decided access that a copy of "global" holds; private if it has none */
 ngx_int_t ngx_http_vibe_acl_of_copy(ngx_pool_t *pool,
     ngx_http_vibe_json_t *copy, ngx_http_vibe_access_t *access);

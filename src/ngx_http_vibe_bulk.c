@@ -6,11 +6,11 @@ static ngx_int_t ngx_http_vibe_bulk_send(ngx_http_request_t *r,
     ngx_http_vibe_bulk_t *bulk);
 static ngx_int_t ngx_http_vibe_bulk_answer(ngx_http_request_t *r,
     ngx_http_vibe_call_t *call);
-static ngx_int_t ngx_http_vibe_bulk_read(ngx_http_request_t *r,
+static ngx_int_t ngx_http_vibe_bulk_read(ngx_http_vibe_bulk_t *bulk,
     ngx_http_vibe_call_t *call, ngx_uint_t status);
-static ngx_int_t ngx_http_vibe_bulk_refused(ngx_http_request_t *r,
+static ngx_int_t ngx_http_vibe_bulk_refused(ngx_http_vibe_bulk_t *bulk,
     ngx_http_vibe_call_t *call);
-static ngx_int_t ngx_http_vibe_bulk_gave_up(ngx_http_request_t *r,
+static ngx_int_t ngx_http_vibe_bulk_gave_up(ngx_http_vibe_bulk_t *bulk,
     ngx_http_vibe_call_t *call);
 static ngx_int_t ngx_http_vibe_bulk_row(ngx_http_vibe_bulk_row_t *row,
     ngx_uint_t status, ngx_http_vibe_json_t *node);
@@ -18,16 +18,16 @@ static ngx_uint_t ngx_http_vibe_bulk_status(ngx_str_t *error);
 
 
 ngx_http_vibe_bulk_t *
-ngx_http_vibe_bulk_create(ngx_http_request_t *r, ngx_str_t *db, ngx_uint_t n)
+ngx_http_vibe_bulk_create(ngx_pool_t *pool, ngx_str_t *db, ngx_uint_t n)
 {
     ngx_http_vibe_bulk_t  *bulk;
 
-    bulk = ngx_pcalloc(r->pool, sizeof(ngx_http_vibe_bulk_t));
+    bulk = ngx_pcalloc(pool, sizeof(ngx_http_vibe_bulk_t));
     if (bulk == NULL) {
         return NULL;
     }
 
-    if (ngx_array_init(&bulk->rows, r->pool, n,
+    if (ngx_array_init(&bulk->rows, pool, n,
                        sizeof(ngx_http_vibe_bulk_row_t))
         != NGX_OK)
     {
@@ -55,6 +55,8 @@ ngx_http_vibe_bulk_add(ngx_http_vibe_bulk_t *bulk, void *data)
     ngx_http_vibe_json_out_init(&row->doc, bulk->rows.pool);
     row->data = data;
 
+    bulk->n = bulk->rows.nelts;
+
     return row;
 }
 
@@ -65,8 +67,6 @@ ngx_http_vibe_bulk(ngx_http_request_t *r, ngx_http_vibe_bulk_t *bulk,
 {
     bulk->next = next;
     bulk->data = data;
-    bulk->from = 0;
-    bulk->n = bulk->rows.nelts;
 
     if (bulk->n == 0) {
         return next(r, data, NULL);
@@ -79,37 +79,14 @@ ngx_http_vibe_bulk(ngx_http_request_t *r, ngx_http_vibe_bulk_t *bulk,
 static ngx_int_t
 ngx_http_vibe_bulk_send(ngx_http_request_t *r, ngx_http_vibe_bulk_t *bulk)
 {
-    u_char                    *p, suffix[sizeof("/_bulk_docs?w=")
-                                         + NGX_INT_T_LEN];
-    ngx_uint_t                 i;
-    ngx_http_vibe_json_out_t   out;
-    ngx_http_vibe_bulk_row_t  *row;
-
-    row = bulk->rows.elts;
+    u_char                    path[NGX_HTTP_VIBE_BULK_PATH_MAX];
+    ngx_http_vibe_json_out_t  out;
 
     ngx_http_vibe_json_out_init(&out, r->pool);
-    ngx_http_vibe_json_put_text(&out, "{\"docs\":[");
-
-    for (i = bulk->from; i < bulk->from + bulk->n; i++) {
-        if (i > bulk->from) {
-            ngx_http_vibe_json_put_text(&out, ",");
-        }
-
-        ngx_http_vibe_json_put_out(&out, &row[i].doc);
-    }
-
-    ngx_http_vibe_json_put_text(&out, "]}");
-
-    p = ngx_cpymem(suffix, "/_bulk_docs", sizeof("/_bulk_docs") - 1);
-
-    if (bulk->copies) {
-        p = ngx_sprintf(p, "?w=%ui", bulk->copies);
-    }
-
-    *p = '\0';
+    ngx_http_vibe_bulk_ask(bulk, &out, path);
 
     return ngx_http_vibe_request(r, NGX_HTTP_POST, &bulk->db,
-                                 (const char *) suffix, &out,
+                                 (const char *) path, &out,
                                  ngx_http_vibe_bulk_answer, bulk);
 }
 
@@ -119,19 +96,71 @@ ngx_http_vibe_bulk_answer(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
 {
     ngx_http_vibe_bulk_t *bulk = call->data;
 
+    switch (ngx_http_vibe_bulk_take(bulk, call)) {
+
+    case NGX_OK:
+        return bulk->next(r, bulk->data, NULL);
+
+    case NGX_AGAIN:
+        return ngx_http_vibe_bulk_send(r, bulk);
+
+    case NGX_DECLINED:
+        return bulk->next(r, bulk->data, call);
+
+    default:
+        return NGX_ERROR;
+    }
+}
+
+
+void
+ngx_http_vibe_bulk_ask(ngx_http_vibe_bulk_t *bulk,
+    ngx_http_vibe_json_out_t *out, u_char *path)
+{
+    ngx_uint_t                 i;
+    ngx_http_vibe_bulk_row_t  *row;
+
+    row = bulk->rows.elts;
+
+    ngx_http_vibe_json_put_text(out, "{\"docs\":[");
+
+    for (i = bulk->from; i < bulk->from + bulk->n; i++) {
+        if (i > bulk->from) {
+            ngx_http_vibe_json_put_text(out, ",");
+        }
+
+        ngx_http_vibe_json_put_out(out, &row[i].doc);
+    }
+
+    ngx_http_vibe_json_put_text(out, "]}");
+
+    path = ngx_cpymem(path, "/_bulk_docs", sizeof("/_bulk_docs") - 1);
+
+    if (bulk->copies) {
+        path = ngx_sprintf(path, "?w=%ui", bulk->copies);
+    }
+
+    *path = '\0';
+}
+
+
+ngx_int_t
+ngx_http_vibe_bulk_take(ngx_http_vibe_bulk_t *bulk,
+    ngx_http_vibe_call_t *call)
+{
     ngx_int_t   rc;
     ngx_uint_t  status;
 
     if (ngx_http_vibe_no_database(call)) {
         bulk->missing = 1;
-        return ngx_http_vibe_bulk_gave_up(r, call);
+        return ngx_http_vibe_bulk_gave_up(bulk, call);
     }
 
     switch (call->status) {
 
     case NGX_HTTP_CREATED:
     case NGX_HTTP_ACCEPTED:
-        rc = ngx_http_vibe_bulk_read(r, call, call->status);
+        rc = ngx_http_vibe_bulk_read(bulk, call, call->status);
         break;
 
     case NGX_HTTP_UNAUTHORIZED:
@@ -141,57 +170,51 @@ ngx_http_vibe_bulk_answer(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
     case NGX_HTTP_BAD_GATEWAY:
     case NGX_HTTP_SERVICE_UNAVAILABLE:
     case NGX_HTTP_GATEWAY_TIME_OUT:
-        return ngx_http_vibe_bulk_gave_up(r, call);
+        return ngx_http_vibe_bulk_gave_up(bulk, call);
 
     default:
 
         if (call->status < NGX_HTTP_BAD_REQUEST) {
             call->status = NGX_HTTP_BAD_GATEWAY;
-            return ngx_http_vibe_bulk_gave_up(r, call);
+            return ngx_http_vibe_bulk_gave_up(bulk, call);
         }
 
         /* of an array of rows CouchDB may have written some, also with 500 */
 
         status = call->status;
 
-        rc = ngx_http_vibe_bulk_read(r, call, NGX_HTTP_ACCEPTED);
+        rc = ngx_http_vibe_bulk_read(bulk, call, NGX_HTTP_ACCEPTED);
 
         if (rc == NGX_DECLINED) {
             call->status = status;
-            rc = ngx_http_vibe_bulk_refused(r, call);
+            rc = ngx_http_vibe_bulk_refused(bulk, call);
         }
     }
 
     if (rc == NGX_DECLINED) {
-        return ngx_http_vibe_bulk_gave_up(r, call);
+        return ngx_http_vibe_bulk_gave_up(bulk, call);
     }
 
     if (rc != NGX_OK) {
         return NGX_ERROR;
     }
 
-    if (bulk->from == bulk->rows.nelts) {
-        return bulk->next(r, bulk->data, NULL);
-    }
-
-    return ngx_http_vibe_bulk_send(r, bulk);
+    return bulk->n ? NGX_AGAIN : NGX_OK;
 }
 
 
 /* the rows come in the order of the documents */
 
 static ngx_int_t
-ngx_http_vibe_bulk_read(ngx_http_request_t *r, ngx_http_vibe_call_t *call,
+ngx_http_vibe_bulk_read(ngx_http_vibe_bulk_t *bulk, ngx_http_vibe_call_t *call,
     ngx_uint_t status)
 {
-    ngx_http_vibe_bulk_t *bulk = call->data;
-
     ngx_int_t                  rc;
     ngx_uint_t                 i;
     ngx_http_vibe_json_t      *root, *node;
     ngx_http_vibe_bulk_row_t  *row;
 
-    rc = ngx_http_vibe_scan_answer(r, call, 2, &root);
+    rc = ngx_http_vibe_scan_answer(bulk->rows.pool, call, 2, &root);
     if (rc != NGX_OK) {
         return rc;
     }
@@ -290,10 +313,9 @@ ngx_http_vibe_bulk_status(ngx_str_t *error)
 /* nothing of the request was written, because of one document or more */
 
 static ngx_int_t
-ngx_http_vibe_bulk_refused(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
+ngx_http_vibe_bulk_refused(ngx_http_vibe_bulk_t *bulk,
+    ngx_http_vibe_call_t *call)
 {
-    ngx_http_vibe_bulk_t *bulk = call->data;
-
     ngx_int_t                  rc;
     ngx_http_vibe_json_t      *root, *reason;
     ngx_http_vibe_bulk_row_t  *row;
@@ -303,7 +325,7 @@ ngx_http_vibe_bulk_refused(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
         return NGX_OK;
     }
 
-    rc = ngx_http_vibe_scan_answer(r, call, 1, &root);
+    rc = ngx_http_vibe_scan_answer(bulk->rows.pool, call, 1, &root);
     if (rc == NGX_ERROR) {
         return NGX_ERROR;
     }
@@ -338,10 +360,9 @@ ngx_http_vibe_bulk_refused(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
 
 
 static ngx_int_t
-ngx_http_vibe_bulk_gave_up(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
+ngx_http_vibe_bulk_gave_up(ngx_http_vibe_bulk_t *bulk,
+    ngx_http_vibe_call_t *call)
 {
-    ngx_http_vibe_bulk_t *bulk = call->data;
-
     ngx_uint_t                 i;
     ngx_http_vibe_bulk_row_t  *row;
 
@@ -351,5 +372,5 @@ ngx_http_vibe_bulk_gave_up(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
         row[i].status = call->status;
     }
 
-    return bulk->next(r, bulk->data, call);
+    return NGX_DECLINED;
 }

@@ -5,6 +5,9 @@
  * One document can make CouchDB refuse the whole request, with nothing
  * written: such a request is split until the culprit is alone, and the others
  * go through.
+ *
+ * As with a look-up, ngx_http_vibe_bulk() does it by subrequests, and others
+ * ask and take themselves.
  */
 
 
@@ -46,7 +49,7 @@ typedef struct {
 
 
 /* prepares for at most "n" rows; NULL: no memory */
-ngx_http_vibe_bulk_t *ngx_http_vibe_bulk_create(ngx_http_request_t *r,
+ngx_http_vibe_bulk_t *ngx_http_vibe_bulk_create(ngx_pool_t *pool,
     ngx_str_t *db, ngx_uint_t n);
 
 /* adds a row whose "doc" is to be filled in; NULL: no memory */
@@ -60,6 +63,23 @@ ngx_http_vibe_bulk_row_t *ngx_http_vibe_bulk_add(ngx_http_vibe_bulk_t *bulk,
  */
 ngx_int_t ngx_http_vibe_bulk(ngx_http_request_t *r,
     ngx_http_vibe_bulk_t *bulk, ngx_http_vibe_next_pt next, void *data);
+
+/*
+ * Writes the next request's body, and into "path" what follows the database,
+ * NUL-terminated.
+ */
+void ngx_http_vibe_bulk_ask(ngx_http_vibe_bulk_t *bulk,
+    ngx_http_vibe_json_out_t *out, u_char *path);
+
+#define NGX_HTTP_VIBE_BULK_PATH_MAX  (sizeof("/_bulk_docs?w=") + NGX_INT_T_LEN)
+
+/*
+ * Takes the answer.  NGX_OK: each row has its status; NGX_AGAIN: send the
+ * next request; NGX_DECLINED: the call concerned more than one document and
+ * failed, each row has its status; NGX_ERROR: no memory.
+ */
+ngx_int_t ngx_http_vibe_bulk_take(ngx_http_vibe_bulk_t *bulk,
+    ngx_http_vibe_call_t *call);
 
 
 #endif /* _NGX_HTTP_VIBE_BULK_H_INCLUDED_ */

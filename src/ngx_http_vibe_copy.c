@@ -3,8 +3,6 @@
 #include "ngx_http_vibe_id.h"
 
 
-static void ngx_http_vibe_copy_put_members(ngx_http_vibe_json_out_t *out,
-    ngx_http_vibe_copy_t *copy);
 static void ngx_http_vibe_copy_put_source(ngx_http_vibe_json_out_t *out,
     ngx_http_vibe_copy_t *copy);
 static void ngx_http_vibe_copy_put_member(ngx_http_vibe_json_out_t *out,
@@ -38,7 +36,7 @@ ngx_http_vibe_copy_put(ngx_http_vibe_json_out_t *out,
         ngx_http_vibe_json_put_text(out, ",\"_deleted\":true");
 
     } else {
-        ngx_http_vibe_copy_put_members(out, copy);
+        ngx_http_vibe_json_put_str(out, &copy->members);
         ngx_http_vibe_acl_put(out, copy->access);
     }
 
@@ -53,15 +51,18 @@ ngx_http_vibe_copy_put(ngx_http_vibe_json_out_t *out,
  * for its own, so they stay behind, as do CouchDB's.
  */
 
-static void
-ngx_http_vibe_copy_put_members(ngx_http_vibe_json_out_t *out,
-    ngx_http_vibe_copy_t *copy)
+ngx_int_t
+ngx_http_vibe_copy_members(ngx_pool_t *pool, ngx_http_vibe_json_t *doc,
+    ngx_str_t *members)
 {
-    ngx_http_vibe_json_t  *m;
+    ngx_http_vibe_json_t      *m;
+    ngx_http_vibe_json_out_t   out;
 
     static ngx_str_t  collection = ngx_string("collection");
 
-    for (m = copy->doc->child; m; m = m->next) {
+    ngx_http_vibe_json_out_init(&out, pool);
+
+    for (m = doc->child; m; m = m->next) {
 
         if ((m->name.len && m->name.data[0] == '_')
             || ngx_http_vibe_is_own(&m->name)
@@ -70,9 +71,11 @@ ngx_http_vibe_copy_put_members(ngx_http_vibe_json_out_t *out,
             continue;
         }
 
-        ngx_http_vibe_json_put_text(out, ",");
-        ngx_http_vibe_copy_put_member(out, m);
+        ngx_http_vibe_json_put_text(&out, ",");
+        ngx_http_vibe_copy_put_member(&out, m);
     }
+
+    return ngx_http_vibe_json_out_str(&out, members);
 }
 
 

@@ -39,6 +39,26 @@
 #define NGX_HTTP_VIBE_FORMAT  1
 
 
+/*
+ * A document as a look-up finds it: the winner, which is the leaf that lives,
+ * else by generation, then hash
+ */
+
+#define NGX_HTTP_VIBE_LOSERS  4
+
+typedef struct {
+    ngx_str_t                  id;
+
+    ngx_http_vibe_json_t      *doc;         /* NULL: there is no such id */
+    ngx_str_t                  rev;
+    unsigned                   deleted:1;
+    unsigned                   conflicts:1; /* there are other leaves */
+
+    ngx_str_t                  losers[NGX_HTTP_VIBE_LOSERS];
+    ngx_uint_t                 nlosers;     /* others that live, some of them */
+} ngx_http_vibe_leaf_t;
+
+
 typedef struct {
     ngx_str_t                  id;          /* the global id */
     ngx_str_t                  rev;         /* that it replaces, or empty */
@@ -46,14 +66,21 @@ typedef struct {
     ngx_str_t                  owner;
     ngx_str_t                  db;
     ngx_str_t                  source;      /* the source's revision */
-    ngx_http_vibe_json_t      *doc;         /* the source; NULL: deleted */
+    ngx_str_t                  members;     /* of the source, see below */
     ngx_http_vibe_access_t    *access;      /* private: a tombstone */
     ngx_http_vibe_past_t       past;
     ngx_uint_t                 stub;        /* nothing but the place */
 } ngx_http_vibe_copy_t;
 
 
-/* writes the copy, tombstone or stub; pieces of "doc" are pointed at */
+/*
+ * The members of a source document that its copy has, as text, each with a
+ * leading comma.  From the pool; NGX_OK or NGX_ERROR.
+ */
+ngx_int_t ngx_http_vibe_copy_members(ngx_pool_t *pool,
+    ngx_http_vibe_json_t *doc, ngx_str_t *members);
+
+/* writes the copy, tombstone or stub; "members" is pointed at */
 void ngx_http_vibe_copy_put(ngx_http_vibe_json_out_t *out,
     ngx_http_vibe_copy_t *copy);
 

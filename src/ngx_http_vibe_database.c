@@ -187,7 +187,7 @@ ngx_http_vibe_owner_did(ngx_http_request_t *r, ngx_http_vibe_call_t *call,
     ngx_int_t              rc;
     ngx_http_vibe_json_t  *root, *node;
 
-    rc = ngx_http_vibe_scan_answer(r, call, 1, &root);
+    rc = ngx_http_vibe_scan_answer(r->pool, call, 1, &root);
     if (rc != NGX_OK) {
         return rc;
     }
@@ -284,7 +284,7 @@ ngx_http_vibe_owner_info(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
         return ngx_http_vibe_couch_failed(r, call);
     }
 
-    rc = ngx_http_vibe_scan_answer(r, call, 1, &root);
+    rc = ngx_http_vibe_scan_answer(r->pool, call, 1, &root);
     if (rc == NGX_ERROR) {
         return NGX_ERROR;
     }
@@ -468,11 +468,17 @@ ngx_http_vibe_database_close(ngx_http_request_t *r, ngx_str_t *db,
     ngx_http_vibe_json_out_t  out;
 
     ngx_http_vibe_json_out_init(&out, r->pool);
-
-    ngx_http_vibe_json_put_text(&out,
-        "{\"admins\":{\"names\":[],\"roles\":[\"_admin\"]},"
-        "\"members\":{\"names\":[],\"roles\":[\"_admin\"]}}");
+    ngx_http_vibe_database_put_security(&out);
 
     return ngx_http_vibe_request(r, NGX_HTTP_PUT, db, "/_security", &out,
                                  handler, data);
+}
+
+
+void
+ngx_http_vibe_database_put_security(ngx_http_vibe_json_out_t *out)
+{
+    ngx_http_vibe_json_put_text(out,
+        "{\"admins\":{\"names\":[],\"roles\":[\"_admin\"]},"
+        "\"members\":{\"names\":[],\"roles\":[\"_admin\"]}}");
 }

@@ -79,5 +79,8 @@ ngx_int_t ngx_http_vibe_database_sequence(ngx_http_request_t *r,
 ngx_int_t ngx_http_vibe_database_close(ngx_http_request_t *r, ngx_str_t *db,
     ngx_http_vibe_call_pt handler, void *data);
 
+/* writes the body of that request */
+void ngx_http_vibe_database_put_security(ngx_http_vibe_json_out_t *out);
+
 
 #endif /* _NGX_HTTP_VIBE_DATABASE_H_INCLUDED_ */

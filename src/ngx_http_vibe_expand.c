@@ -9,7 +9,7 @@ static ngx_int_t ngx_http_vibe_expand_add_one(ngx_http_request_t *r,
 static ngx_int_t ngx_http_vibe_expand_add_ref(ngx_http_request_t *r,
     ngx_http_vibe_expand_t *expand, ngx_http_vibe_json_t *node,
     ngx_str_t *did, ngx_str_t *id);
-static ngx_http_vibe_lookup_row_t *ngx_http_vibe_expand_row(
+static ngx_http_vibe_leaf_t *ngx_http_vibe_expand_row(
     ngx_http_vibe_lookup_t *lookup, ngx_str_t *id);
 static ngx_int_t ngx_http_vibe_expand_global(ngx_http_request_t *r,
     void *data, ngx_http_vibe_call_t *failed);
@@ -38,14 +38,16 @@ ngx_http_vibe_expand_create(ngx_http_request_t *r,
     vmcf = ngx_http_get_module_main_conf(r, ngx_http_vibe_module);
 
     expand->did = caller->did;
-    expand->max_size = vmcf->max_response;
+    expand->max_size = vmcf->couch.max_response;
 
-    expand->own = ngx_http_vibe_lookup_create(r, &caller->db, n);
+    expand->own = ngx_http_vibe_lookup_create(r->pool, vmcf, &caller->db,
+                                              n);
     if (expand->own == NULL) {
         return NULL;
     }
 
-    expand->global = ngx_http_vibe_lookup_create(r, &ngx_http_vibe_global, n);
+    expand->global = ngx_http_vibe_lookup_create(r->pool, vmcf,
+                                                 &ngx_http_vibe_global, n);
     if (expand->global == NULL) {
         return NULL;
     }
@@ -151,11 +153,11 @@ ngx_http_vibe_expand_add_ref(ngx_http_request_t *r,
 
 /* many documents may refer to one: it is asked for once */
 
-static ngx_http_vibe_lookup_row_t *
+static ngx_http_vibe_leaf_t *
 ngx_http_vibe_expand_row(ngx_http_vibe_lookup_t *lookup, ngx_str_t *id)
 {
     ngx_uint_t                   i;
-    ngx_http_vibe_lookup_row_t  *row;
+    ngx_http_vibe_leaf_t  *row;
 
     row = lookup->rows.elts;
 
@@ -204,7 +206,7 @@ ngx_http_vibe_expand_readable(ngx_pool_t *pool,
 {
     ngx_http_vibe_json_t        *owner;
     ngx_http_vibe_access_t       access;
-    ngx_http_vibe_lookup_row_t  *row;
+    ngx_http_vibe_leaf_t  *row;
 
     row = ref->row;
 

@@ -25,7 +25,7 @@
 
 typedef struct {
     ngx_http_vibe_json_t         *node;      /* the reference; NULL: alone */
-    ngx_http_vibe_lookup_row_t   *row;
+    ngx_http_vibe_leaf_t   *row;
     unsigned                      own:1;
 } ngx_http_vibe_ref_t;
 

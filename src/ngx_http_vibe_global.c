@@ -4,96 +4,363 @@
 #include "ngx_http_vibe_database.h"
 
 
+/* of which documents "global" is the copy; not in its changes */
+#define NGX_HTTP_VIBE_MARK  "/_local/vibe_global"
+
+
+/* making sure of "global": one at a time in a worker, others wait for it */
+
 typedef struct {
-    ngx_http_vibe_next_pt      next;
-    void                      *data;
-    ngx_http_vibe_index_t     *index;
-    ngx_uint_t                 i;          /* the index being made */
-    ngx_uint_t                 copies;
-    ngx_uint_t                 made;       /* the database, just now */
-} ngx_http_vibe_global_t;
+    ngx_http_vibe_main_conf_t   *vmcf;
+    ngx_queue_t                  waiting;   /* ngx_http_vibe_global_wait_t */
+
+    ngx_pool_t                  *pool;      /* NULL: nothing is under way */
+    ngx_http_vibe_couch_t        couch;
+    ngx_event_t                  event;     /* it could not be sent */
+    ngx_uint_t                   copies;
+    ngx_uint_t                   index;     /* the one being made */
+    ngx_uint_t                   tries;
+    ngx_uint_t                   made;      /* the database, just now */
+    ngx_msec_t                   looked;    /* when it was not complete */
+} ngx_http_vibe_global_make_t;
 
 
-static ngx_int_t ngx_http_vibe_global_info(ngx_http_request_t *r,
-    ngx_http_vibe_call_t *call);
-static ngx_int_t ngx_http_vibe_global_created(ngx_http_request_t *r,
-    ngx_http_vibe_call_t *call);
-static ngx_int_t ngx_http_vibe_global_closed(ngx_http_request_t *r,
-    ngx_http_vibe_call_t *call);
-static ngx_int_t ngx_http_vibe_global_next_index(ngx_http_request_t *r,
+/* a client's request that waits; it may end before its turn comes */
+
+typedef struct {
+    ngx_http_vibe_global_wait_t  global;
+    ngx_http_vibe_wait_t        *wait;
+} ngx_http_vibe_global_client_t;
+
+
+typedef struct {
+    ngx_http_vibe_next_pt        next;
+    void                        *data;
+} ngx_http_vibe_global_next_t;
+
+
+static void ngx_http_vibe_global_wake(void *data,
+    ngx_http_vibe_call_t *failed);
+static ngx_int_t ngx_http_vibe_global_woken(ngx_http_request_t *r,
     void *data, ngx_http_vibe_call_t *failed);
-static ngx_int_t ngx_http_vibe_index_info(ngx_http_request_t *r,
+static ngx_uint_t ngx_http_vibe_global_complete(
+    ngx_http_vibe_global_make_t *g);
+static ngx_int_t ngx_http_vibe_global_building(ngx_http_request_t *r);
+static void ngx_http_vibe_global_send(ngx_http_vibe_global_make_t *g,
+    ngx_uint_t method, const char *suffix, ngx_http_vibe_json_out_t *out,
+    ngx_http_vibe_couch_pt handler);
+static void ngx_http_vibe_global_unsent(ngx_event_t *ev);
+static void ngx_http_vibe_global_call(ngx_http_vibe_couch_t *couch,
     ngx_http_vibe_call_t *call);
-static ngx_uint_t ngx_http_vibe_index_behind(ngx_http_vibe_json_t *root);
-static ngx_int_t ngx_http_vibe_index_building(ngx_http_request_t *r);
-static ngx_uint_t ngx_http_vibe_index_same(ngx_array_t *a, ngx_array_t *b);
+static void ngx_http_vibe_global_end(ngx_http_vibe_global_make_t *g,
+    ngx_http_vibe_call_t *failed);
+static void ngx_http_vibe_global_info(ngx_http_vibe_couch_t *couch);
+static void ngx_http_vibe_global_created(ngx_http_vibe_couch_t *couch);
+static void ngx_http_vibe_global_closed(ngx_http_vibe_couch_t *couch);
+static void ngx_http_vibe_global_next_index(ngx_http_vibe_global_make_t *g);
+static void ngx_http_vibe_global_indexed(ngx_http_vibe_couch_t *couch);
+static void ngx_http_vibe_global_mark(ngx_http_vibe_couch_t *couch);
+static void ngx_http_vibe_global_new_mark(ngx_http_vibe_global_make_t *g);
+static void ngx_http_vibe_global_mark_put(ngx_http_vibe_couch_t *couch);
 
 
 ngx_str_t  ngx_http_vibe_global = ngx_string(NGX_HTTP_VIBE_GLOBAL);
+
+static ngx_http_vibe_global_make_t  ngx_http_vibe_global_making;
+
+
+void
+ngx_http_vibe_global_init(ngx_http_vibe_main_conf_t *vmcf)
+{
+    ngx_http_vibe_global_make_t *g = &ngx_http_vibe_global_making;
+
+    ngx_memzero(g, sizeof(ngx_http_vibe_global_make_t));
+
+    g->vmcf = vmcf;
+
+    ngx_queue_init(&g->waiting);
+}
 
 
 ngx_int_t
 ngx_http_vibe_global_ready(ngx_http_request_t *r, ngx_http_vibe_next_pt next,
     void *data)
 {
-    ngx_http_vibe_global_t     *g;
-    ngx_http_vibe_main_conf_t  *vmcf;
+    ngx_int_t                       rc;
+    ngx_http_vibe_global_next_t    *n;
+    ngx_http_vibe_global_make_t    *g;
+    ngx_http_vibe_global_client_t  *client;
 
-    vmcf = ngx_http_get_module_main_conf(r, ngx_http_vibe_module);
+    g = &ngx_http_vibe_global_making;
 
-    if (vmcf->copies) {
-        return next(r, data, NULL);
+    if (g->vmcf->copies) {
+
+        if (ngx_http_vibe_global_complete(g)) {
+            return next(r, data, NULL);
+        }
+
+        if (ngx_current_msec - g->looked < NGX_HTTP_VIBE_INDEX_LOOK) {
+            return ngx_http_vibe_global_building(r);
+        }
+
+        g->vmcf->copies = 0;
     }
 
-    g = ngx_pcalloc(r->pool, sizeof(ngx_http_vibe_global_t));
-    if (g == NULL) {
+    n = ngx_palloc(r->pool, sizeof(ngx_http_vibe_global_next_t));
+    if (n == NULL) {
         return NGX_ERROR;
     }
 
-    g->next = next;
-    g->data = data;
+    n->next = next;
+    n->data = data;
 
-    return ngx_http_vibe_request(r, NGX_HTTP_GET, &ngx_http_vibe_global, "",
-                                 NULL, ngx_http_vibe_global_info, g);
+    client = ngx_calloc(sizeof(ngx_http_vibe_global_client_t),
+                        ngx_cycle->log);
+    if (client == NULL) {
+        return NGX_ERROR;
+    }
+
+    client->global.handler = ngx_http_vibe_global_wake;
+    client->global.data = client;
+
+    rc = ngx_http_vibe_global_make(&client->global);
+
+    if (rc == NGX_AGAIN) {
+
+        /* woken from the event loop, so not before it waits */
+
+        return ngx_http_vibe_wait(r, &client->wait,
+                                  ngx_http_vibe_global_woken, n);
+    }
+
+    ngx_free(client);
+
+    return NGX_ERROR;
 }
 
 
-void
-ngx_http_vibe_global_gone(ngx_http_request_t *r)
+static void
+ngx_http_vibe_global_wake(void *data, ngx_http_vibe_call_t *failed)
 {
-    ngx_http_vibe_main_conf_t  *vmcf;
+    ngx_http_vibe_global_client_t *client = data;
 
-    vmcf = ngx_http_get_module_main_conf(r, ngx_http_vibe_module);
+    ngx_http_vibe_wake(&client->wait, failed);
 
-    vmcf->copies = 0;
+    ngx_free(client);
 }
 
 
 static ngx_int_t
-ngx_http_vibe_global_info(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
+ngx_http_vibe_global_woken(ngx_http_request_t *r, void *data,
+    ngx_http_vibe_call_t *failed)
 {
-    ngx_http_vibe_global_t *g = call->data;
+    ngx_http_vibe_global_next_t *n = data;
 
-    ngx_http_vibe_json_t  *root, *n;
+    if (failed == NULL
+        && !ngx_http_vibe_global_complete(&ngx_http_vibe_global_making))
+    {
+        return ngx_http_vibe_global_building(r);
+    }
 
-    if (ngx_http_vibe_no_database(call)) {
+    return n->next(r, n->data, failed);
+}
 
-        if (g->made) {
-            return g->next(r, g->data, call);
+
+/* without repair nobody would complete it, nor say so */
+
+static ngx_uint_t
+ngx_http_vibe_global_complete(ngx_http_vibe_global_make_t *g)
+{
+    return !g->vmcf->repair
+           || ngx_http_vibe_zone_get(g->vmcf->zone, NGX_HTTP_VIBE_COMPLETE);
+}
+
+
+static ngx_int_t
+ngx_http_vibe_global_building(ngx_http_request_t *r)
+{
+    return ngx_http_vibe_error_text(r, NGX_HTTP_SERVICE_UNAVAILABLE,
+                                    "The global database is being built.");
+}
+
+
+void
+ngx_http_vibe_global_gone(ngx_http_vibe_main_conf_t *vmcf)
+{
+    vmcf->copies = 0;
+
+    ngx_http_vibe_zone_set(vmcf->zone, NGX_HTTP_VIBE_COMPLETE, 0);
+}
+
+
+ngx_int_t
+ngx_http_vibe_global_make(ngx_http_vibe_global_wait_t *wait)
+{
+    ngx_http_vibe_global_make_t *g = &ngx_http_vibe_global_making;
+
+    if (g->vmcf->copies) {
+        return NGX_OK;
+    }
+
+    if (g->pool == NULL) {
+
+        g->pool = ngx_create_pool(NGX_DEFAULT_POOL_SIZE, ngx_cycle->log);
+        if (g->pool == NULL) {
+            return NGX_ERROR;
         }
 
-        return ngx_http_vibe_request(r, NGX_HTTP_PUT, &ngx_http_vibe_global,
-                                     "", NULL, ngx_http_vibe_global_created,
-                                     g);
+        g->copies = 1;
+        g->index = 0;
+        g->tries = 0;
+        g->made = 0;
+
+        ngx_queue_insert_tail(&g->waiting, &wait->queue);
+
+        ngx_http_vibe_global_send(g, NGX_HTTP_GET, "", NULL,
+                                  ngx_http_vibe_global_info);
+
+        return NGX_AGAIN;
     }
 
-    if (call->status != NGX_HTTP_OK) {
-        return g->next(r, g->data, call);
+    ngx_queue_insert_tail(&g->waiting, &wait->queue);
+
+    return NGX_AGAIN;
+}
+
+
+static void
+ngx_http_vibe_global_send(ngx_http_vibe_global_make_t *g, ngx_uint_t method,
+    const char *suffix, ngx_http_vibe_json_out_t *out,
+    ngx_http_vibe_couch_pt handler)
+{
+    ngx_http_vibe_couch_t *couch = &g->couch;
+
+    ngx_memzero(couch, sizeof(ngx_http_vibe_couch_t));
+
+    couch->pool = g->pool;
+    couch->method = method;
+    couch->handler = handler;
+    couch->data = g;
+    couch->waited = 1;
+
+    if (out != NULL) {
+        couch->body = ngx_http_vibe_json_out_chain(out);
+        if (couch->body == NULL) {
+            goto failed;
+        }
     }
 
-    if (ngx_http_vibe_scan_answer(r, call, 2, &root) != NGX_OK) {
-        call->status = NGX_HTTP_BAD_GATEWAY;
-        return g->next(r, g->data, call);
+    if (ngx_http_vibe_db_path(g->pool, &ngx_http_vibe_global, suffix,
+                              &couch->path)
+        != NGX_OK)
+    {
+        goto failed;
+    }
+
+    if (ngx_http_vibe_couch_send(couch) == NGX_OK) {
+        return;
+    }
+
+failed:
+
+    /* as if CouchDB could not be reached, but not from within */
+
+    couch->status = NGX_HTTP_SERVICE_UNAVAILABLE;
+
+    g->event.handler = ngx_http_vibe_global_unsent;
+    g->event.log = ngx_cycle->log;
+
+    ngx_post_event(&g->event, &ngx_posted_events);
+}
+
+
+static void
+ngx_http_vibe_global_unsent(ngx_event_t *ev)
+{
+    ngx_http_vibe_call_t          call;
+    ngx_http_vibe_global_make_t  *g;
+
+    g = &ngx_http_vibe_global_making;
+
+    ngx_http_vibe_global_call(&g->couch, &call);
+    ngx_http_vibe_global_end(g, &call);
+}
+
+
+static void
+ngx_http_vibe_global_call(ngx_http_vibe_couch_t *couch,
+    ngx_http_vibe_call_t *call)
+{
+    ngx_memzero(call, sizeof(ngx_http_vibe_call_t));
+
+    call->path = couch->path;
+    call->status = couch->status;
+    call->answer = couch->answer;
+    call->too_large = couch->too_large;
+
+    ngx_http_vibe_zone_answer(ngx_http_vibe_global_making.vmcf->zone,
+                              couch->status);
+}
+
+
+static void
+ngx_http_vibe_global_end(ngx_http_vibe_global_make_t *g,
+    ngx_http_vibe_call_t *failed)
+{
+    ngx_pool_t                   *pool;
+    ngx_queue_t                   waiting, *q;
+    ngx_http_vibe_global_wait_t  *wait;
+
+    pool = g->pool;
+    g->pool = NULL;
+
+    if (failed == NULL) {
+        g->vmcf->copies = g->copies;
+        g->looked = ngx_current_msec;
+    }
+
+    /* who begins to wait from here on waits for the next time */
+
+    q = ngx_queue_head(&g->waiting);
+    ngx_queue_split(&g->waiting, q, &waiting);
+
+    while (!ngx_queue_empty(&waiting)) {
+        q = ngx_queue_head(&waiting);
+        wait = ngx_queue_data(q, ngx_http_vibe_global_wait_t, queue);
+
+        ngx_queue_remove(q);
+        wait->handler(wait->data, failed);
+    }
+
+    ngx_destroy_pool(pool);
+}
+
+
+static void
+ngx_http_vibe_global_info(ngx_http_vibe_couch_t *couch)
+{
+    ngx_http_vibe_global_make_t *g = couch->data;
+
+    ngx_http_vibe_call_t   call;
+    ngx_http_vibe_json_t  *root, *n;
+
+    ngx_http_vibe_global_call(couch, &call);
+
+    if (ngx_http_vibe_no_database(&call) && !g->made) {
+        ngx_http_vibe_global_send(g, NGX_HTTP_PUT, "", NULL,
+                                  ngx_http_vibe_global_created);
+        return;
+    }
+
+    if (call.status != NGX_HTTP_OK
+        || ngx_http_vibe_scan_answer(g->pool, &call, 2, &root) != NGX_OK)
+    {
+        if (call.status == NGX_HTTP_OK) {
+            call.status = NGX_HTTP_BAD_GATEWAY;
+        }
+
+        ngx_http_vibe_global_end(g, &call);
+        return;
     }
 
     /* "cluster":{"n":3}: the copies a write must reach to be seen by all */
@@ -107,246 +374,240 @@ ngx_http_vibe_global_info(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
         g->copies = 1;
     }
 
-    return ngx_http_vibe_global_next_index(r, g, NULL);
+    ngx_http_vibe_global_next_index(g);
 }
 
 
-static ngx_int_t
-ngx_http_vibe_global_created(ngx_http_request_t *r,
-    ngx_http_vibe_call_t *call)
+static void
+ngx_http_vibe_global_created(ngx_http_vibe_couch_t *couch)
 {
-    ngx_http_vibe_global_t *g = call->data;
+    ngx_http_vibe_global_make_t *g = couch->data;
 
-    switch (call->status) {
+    ngx_http_vibe_call_t      call;
+    ngx_http_vibe_json_out_t  out;
 
-    case NGX_HTTP_CREATED:
-    case NGX_HTTP_ACCEPTED:
-        return ngx_http_vibe_database_close(r, &ngx_http_vibe_global,
-                                            ngx_http_vibe_global_closed, g);
-
-    case NGX_HTTP_PRECONDITION_FAILED:
-        g->made = 1;
-
-        return ngx_http_vibe_request(r, NGX_HTTP_GET, &ngx_http_vibe_global,
-                                     "", NULL, ngx_http_vibe_global_info, g);
-
-    default:
-        return g->next(r, g->data, call);
-    }
-}
-
-
-static ngx_int_t
-ngx_http_vibe_global_closed(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
-{
-    ngx_http_vibe_global_t *g = call->data;
-
-    if (call->status != NGX_HTTP_OK) {
-        return g->next(r, g->data, call);
-    }
+    ngx_http_vibe_global_call(couch, &call);
 
     g->made = 1;
 
-    return ngx_http_vibe_request(r, NGX_HTTP_GET, &ngx_http_vibe_global, "",
-                                 NULL, ngx_http_vibe_global_info, g);
+    switch (call.status) {
+
+    case NGX_HTTP_CREATED:
+    case NGX_HTTP_ACCEPTED:
+        ngx_http_vibe_json_out_init(&out, g->pool);
+        ngx_http_vibe_database_put_security(&out);
+
+        ngx_http_vibe_global_send(g, NGX_HTTP_PUT, "/_security", &out,
+                                  ngx_http_vibe_global_closed);
+        return;
+
+    case NGX_HTTP_PRECONDITION_FAILED:
+        ngx_http_vibe_global_send(g, NGX_HTTP_GET, "", NULL,
+                                  ngx_http_vibe_global_info);
+        return;
+
+    default:
+        ngx_http_vibe_global_end(g, &call);
+    }
 }
 
 
-static ngx_int_t
-ngx_http_vibe_global_next_index(ngx_http_request_t *r, void *data,
-    ngx_http_vibe_call_t *failed)
+static void
+ngx_http_vibe_global_closed(ngx_http_vibe_couch_t *couch)
 {
-    ngx_http_vibe_global_t *g = data;
+    ngx_http_vibe_global_make_t *g = couch->data;
 
-    ngx_http_vibe_index_t      *index;
-    ngx_http_vibe_main_conf_t  *vmcf;
+    ngx_http_vibe_call_t  call;
 
-    if (failed != NULL) {
-        return g->next(r, g->data, failed);
+    ngx_http_vibe_global_call(couch, &call);
+
+    if (call.status != NGX_HTTP_OK) {
+        ngx_http_vibe_global_end(g, &call);
+        return;
     }
 
-    vmcf = ngx_http_get_module_main_conf(r, ngx_http_vibe_module);
-
-    if (g->i == vmcf->indexes.nelts) {
-        vmcf->copies = g->copies;
-        return g->next(r, g->data, NULL);
-    }
-
-    index = vmcf->indexes.elts;
-    index += g->i++;
-
-    return ngx_http_vibe_index_create(r, &ngx_http_vibe_global, &index->name,
-                                      &index->fields,
-                                      ngx_http_vibe_global_next_index, g);
+    ngx_http_vibe_global_send(g, NGX_HTTP_GET, "", NULL,
+                              ngx_http_vibe_global_info);
 }
 
 
-ngx_http_vibe_index_t *
-ngx_http_vibe_global_index(ngx_http_request_t *r, ngx_str_t *collection,
-    ngx_array_t *fields)
+static void
+ngx_http_vibe_global_next_index(ngx_http_vibe_global_make_t *g)
 {
-    ngx_uint_t                  i;
-    ngx_http_vibe_index_t      *index;
-    ngx_http_vibe_main_conf_t  *vmcf;
+    ngx_http_vibe_index_t     *index;
+    ngx_http_vibe_json_out_t   out;
 
-    vmcf = ngx_http_get_module_main_conf(r, ngx_http_vibe_module);
+    if (g->index == g->vmcf->indexes.nelts) {
 
-    index = vmcf->indexes.elts;
-
-    for (i = 0; i < vmcf->indexes.nelts; i++) {
-
-        if ((index[i].collection.len == 1
-             && index[i].collection.data[0] == '*')
-            || ngx_http_vibe_same(&index[i].collection, collection))
-        {
-            if (ngx_http_vibe_index_same(&index[i].fields, fields)) {
-                return &index[i];
-            }
+        if (!g->vmcf->repair) {
+            ngx_http_vibe_global_end(g, NULL);
+            return;
         }
+
+        ngx_http_vibe_global_send(g, NGX_HTTP_GET, NGX_HTTP_VIBE_MARK, NULL,
+                                  ngx_http_vibe_global_mark);
+        return;
     }
 
-    return NULL;
+    index = g->vmcf->indexes.elts;
+    index += g->index;
+
+    if (g->made) {
+        index->ready = 0;
+    }
+
+    ngx_http_vibe_json_out_init(&out, g->pool);
+    ngx_http_vibe_index_put(&out, &index->name, &index->fields);
+
+    ngx_http_vibe_global_send(g, NGX_HTTP_POST, "/_index", &out,
+                              ngx_http_vibe_global_indexed);
 }
 
 
-static ngx_uint_t
-ngx_http_vibe_index_same(ngx_array_t *a, ngx_array_t *b)
+static void
+ngx_http_vibe_global_indexed(ngx_http_vibe_couch_t *couch)
 {
-    ngx_str_t   *fa, *fb;
-    ngx_uint_t   i;
+    ngx_http_vibe_global_make_t *g = couch->data;
 
-    if (a->nelts != b->nelts) {
-        return 0;
+    ngx_http_vibe_call_t  call;
+
+    ngx_http_vibe_global_call(couch, &call);
+
+    if (call.status == NGX_HTTP_OK || call.status == NGX_HTTP_CREATED) {
+        g->index++;
+        g->tries = 0;
+        ngx_http_vibe_global_next_index(g);
+        return;
     }
 
-    fa = a->elts;
-    fb = b->elts;
-
-    for (i = 0; i < a->nelts; i++) {
-        if (!ngx_http_vibe_same(&fa[i], &fb[i])) {
-            return 0;
-        }
-    }
-
-    return 1;
-}
-
-
-ngx_int_t
-ngx_http_vibe_index_ready(ngx_http_request_t *r, ngx_http_vibe_index_t *index,
-    ngx_http_vibe_next_pt next, void *data)
-{
-    u_char                  *p, suffix[64];
-    ngx_http_vibe_global_t  *g;
-
-    if (index->ready) {
-        return next(r, data, NULL);
-    }
-
-    if (index->building
-        && ngx_current_msec - index->looked < NGX_HTTP_VIBE_INDEX_LOOK)
+    if (ngx_http_vibe_index_raced(call.status)
+        && ++g->tries < NGX_HTTP_VIBE_INDEX_TRIES)
     {
-        return ngx_http_vibe_index_building(r);
+        ngx_http_vibe_global_next_index(g);
+        return;
     }
 
-    index->looked = ngx_current_msec;
-
-    g = ngx_pcalloc(r->pool, sizeof(ngx_http_vibe_global_t));
-    if (g == NULL) {
-        return NGX_ERROR;
-    }
-
-    g->next = next;
-    g->data = data;
-    g->index = index;
-
-    p = ngx_snprintf(suffix, sizeof(suffix) - 1, "/_design/%V/_info",
-                     &index->name);
-    *p = '\0';
-
-    return ngx_http_vibe_request(r, NGX_HTTP_GET, &ngx_http_vibe_global,
-                                 (const char *) suffix, NULL,
-                                 ngx_http_vibe_index_info, g);
-}
-
-
-static ngx_int_t
-ngx_http_vibe_index_info(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
-{
-    ngx_http_vibe_global_t *g = call->data;
-
-    ngx_int_t               rc;
-    ngx_http_vibe_json_t   *root;
-    ngx_http_vibe_index_t  *index;
-
-    index = g->index;
-
-    if (call->status == NGX_HTTP_NOT_FOUND) {
-        /* the query makes it again */
-        ngx_http_vibe_global_gone(r);
-        return ngx_http_vibe_index_building(r);
-    }
-
-    if (call->status >= NGX_HTTP_BAD_GATEWAY) {
-        return g->next(r, g->data, call);
-    }
-
-    rc = ngx_http_vibe_scan_answer(r, call, 3, &root);
-    if (rc == NGX_ERROR) {
-        return NGX_ERROR;
-    }
-
-    /* where CouchDB does not say, the query finds out */
-
-    index->building = (rc == NGX_OK && ngx_http_vibe_index_behind(root));
-
-    if (index->building) {
-        return ngx_http_vibe_index_building(r);
-    }
-
-    index->ready = 1;
-
-    return g->next(r, g->data, NULL);
+    ngx_http_vibe_global_end(g, &call);
 }
 
 
 /*
- * One that is behind and that nobody works on yet is not "being built": the
- * query that waits for it sets CouchDB to work.
+ * The mark gives this "global" an id, with which checkpoints are valid, and
+ * says whether it holds all that it should.  One without a mark is new.
  */
 
-static ngx_uint_t
-ngx_http_vibe_index_behind(ngx_http_vibe_json_t *root)
+static void
+ngx_http_vibe_global_mark(ngx_http_vibe_couch_t *couch)
 {
-    ngx_uint_t             n;
-    ngx_http_vibe_json_t  *view, *running, *total;
+    ngx_http_vibe_global_make_t *g = couch->data;
 
-    view = ngx_http_vibe_json_get(root, "view_index");
-    running = ngx_http_vibe_json_get(view, "updater_running");
-    total = ngx_http_vibe_json_get(
-                    ngx_http_vibe_json_get(view, "updates_pending"), "total");
+    ngx_http_vibe_call_t   call;
+    ngx_http_vibe_json_t  *root, *id, *complete;
 
-    return running != NULL
-           && running->type == NGX_HTTP_VIBE_JSON_TRUE
-           && total != NULL
-           && ngx_http_vibe_json_uint(total, NGX_HTTP_VIBE_INDEX_BEHIND, &n)
-              != NGX_OK;
+    ngx_http_vibe_global_call(couch, &call);
+
+    if (call.status == NGX_HTTP_NOT_FOUND
+        && !ngx_http_vibe_no_database(&call))
+    {
+        ngx_http_vibe_global_new_mark(g);
+        return;
+    }
+
+    if (call.status != NGX_HTTP_OK
+        || ngx_http_vibe_scan_answer(g->pool, &call, 1, &root) != NGX_OK)
+    {
+        ngx_http_vibe_global_end(g, &call);
+        return;
+    }
+
+    id = ngx_http_vibe_json_get(root, "id");
+    complete = ngx_http_vibe_json_get(root, "complete");
+
+    if (id == NULL
+        || id->type != NGX_HTTP_VIBE_JSON_STRING
+        || id->string.len != NGX_HTTP_VIBE_GLOBAL_ID)
+    {
+        ngx_http_vibe_global_new_mark(g);
+        return;
+    }
+
+    ngx_memcpy(g->vmcf->global_id, id->string.data, NGX_HTTP_VIBE_GLOBAL_ID);
+
+    ngx_http_vibe_zone_set(g->vmcf->zone, NGX_HTTP_VIBE_COMPLETE,
+                           complete != NULL
+                           && complete->type == NGX_HTTP_VIBE_JSON_TRUE);
+
+    ngx_http_vibe_global_end(g, NULL);
 }
 
 
-static ngx_int_t
-ngx_http_vibe_index_building(ngx_http_request_t *r)
+static void
+ngx_http_vibe_global_new_mark(ngx_http_vibe_global_make_t *g)
 {
-    return ngx_http_vibe_error_text(r, NGX_HTTP_SERVICE_UNAVAILABLE,
-                              "The index for this sort is being built.");
+    u_char                    random[NGX_HTTP_VIBE_GLOBAL_ID / 2];
+    ngx_str_t                 id;
+    ngx_http_vibe_call_t      call;
+    ngx_http_vibe_json_out_t  out;
+
+    ngx_http_vibe_zone_forget_all(g->vmcf->zone);
+
+    if (ngx_http_vibe_random(random, sizeof(random)) != NGX_OK) {
+        ngx_http_vibe_global_call(&g->couch, &call);
+        ngx_http_vibe_global_end(g, &call);
+        return;
+    }
+
+    id.data = g->vmcf->global_id;
+    id.len = NGX_HTTP_VIBE_GLOBAL_ID;
+
+    ngx_hex_dump(id.data, random, sizeof(random));
+
+    ngx_http_vibe_json_out_init(&out, g->pool);
+    ngx_http_vibe_global_put_mark(&out, &id, 0);
+
+    ngx_http_vibe_global_send(g, NGX_HTTP_PUT, NGX_HTTP_VIBE_MARK, &out,
+                              ngx_http_vibe_global_mark_put);
 }
 
 
 void
-ngx_http_vibe_index_gone(ngx_http_request_t *r,
-    ngx_http_vibe_index_t *index)
+ngx_http_vibe_global_put_mark(ngx_http_vibe_json_out_t *out, ngx_str_t *id,
+    ngx_uint_t complete)
 {
-    index->ready = 0;
+    ngx_http_vibe_json_put_text(out, "{\"vibe_v\":");
+    ngx_http_vibe_json_put_uint(out, NGX_HTTP_VIBE_FORMAT);
+    ngx_http_vibe_json_put_text(out, ",\"id\":");
+    ngx_http_vibe_json_put_string(out, id);
 
-    ngx_http_vibe_global_gone(r);
+    if (complete) {
+        ngx_http_vibe_json_put_text(out, ",\"complete\":true}");
+
+    } else {
+        ngx_http_vibe_json_put_text(out, ",\"complete\":false}");
+    }
+}
+
+
+/* of two who write one at once the later has it: look which */
+
+static void
+ngx_http_vibe_global_mark_put(ngx_http_vibe_couch_t *couch)
+{
+    ngx_http_vibe_global_make_t *g = couch->data;
+
+    ngx_http_vibe_call_t  call;
+
+    ngx_http_vibe_global_call(couch, &call);
+
+    if ((call.status != NGX_HTTP_CREATED
+         && call.status != NGX_HTTP_ACCEPTED
+         && call.status != NGX_HTTP_CONFLICT)
+        || ++g->tries > NGX_HTTP_VIBE_INDEX_TRIES)
+    {
+        ngx_http_vibe_global_end(g, &call);
+        return;
+    }
+
+    ngx_http_vibe_global_send(g, NGX_HTTP_GET, NGX_HTTP_VIBE_MARK, NULL,
+                              ngx_http_vibe_global_mark);
 }

@@ -4,7 +4,9 @@
  * vibe_index names, before the first query that needs one.
  *
  * Each worker makes sure of it once, and again after CouchDB said that the
- * database is gone.
+ * database is gone.  Where repair is at work, a new one is not complete
+ * before repair has gone through the databases of all users and said so in
+ * the mark, _local/vibe_global; until then it can be written, not read.
  */
 
 
@@ -14,6 +16,7 @@
 
 #include "ngx_http_vibe.h"
 #include "ngx_http_vibe_index.h"
+#include "ngx_http_vibe_wait.h"
 
 
 /*
@@ -26,15 +29,40 @@
 #define NGX_HTTP_VIBE_INDEX_LOOK    1000
 
 
+/* one who waits for "global"; "failed" is NULL or the call that failed */
+
+typedef struct {
+    ngx_queue_t                  queue;
+    void                       (*handler)(void *data,
+                                          ngx_http_vibe_call_t *failed);
+    void                        *data;
+} ngx_http_vibe_global_wait_t;
+
+
+/* for init_process */
+void ngx_http_vibe_global_init(ngx_http_vibe_main_conf_t *vmcf);
+
 /*
- * Makes sure of "global" and goes on with "next".  Returns as an
+ * Makes sure that "global" can be read and goes on with "next"; where it is
+ * not complete, the client is answered 503 here.  Returns as an
  * ngx_http_vibe_call_pt does.
  */
 ngx_int_t ngx_http_vibe_global_ready(ngx_http_request_t *r,
     ngx_http_vibe_next_pt next, void *data);
 
+/*
+ * Makes sure that "global" can be written.  NGX_OK: it can; NGX_AGAIN: the
+ * handler will be called from the event loop, and "wait" must stay until
+ * then; NGX_ERROR: no memory.
+ */
+ngx_int_t ngx_http_vibe_global_make(ngx_http_vibe_global_wait_t *wait);
+
 /* CouchDB has said that there is no such database: make sure again */
-void ngx_http_vibe_global_gone(ngx_http_request_t *r);
+void ngx_http_vibe_global_gone(ngx_http_vibe_main_conf_t *vmcf);
+
+/* writes the mark of "global", the body of a PUT to _local/vibe_global */
+void ngx_http_vibe_global_put_mark(ngx_http_vibe_json_out_t *out,
+    ngx_str_t *id, ngx_uint_t complete);
 
 extern ngx_str_t  ngx_http_vibe_global;          /* its name */
 

@@ -533,7 +533,7 @@ ngx_http_vibe_new_id(ngx_pool_t *pool, ngx_str_t *collection, ngx_str_t *id)
     u_char      *p, random[NGX_HTTP_VIBE_ID_RANDOM];
     ngx_time_t  *tp;
 
-    if (RAND_bytes(random, NGX_HTTP_VIBE_ID_RANDOM) != 1) {
+    if (ngx_http_vibe_random(random, NGX_HTTP_VIBE_ID_RANDOM) != NGX_OK) {
         return NGX_ERROR;
     }
 
@@ -569,6 +569,41 @@ ngx_http_vibe_escape_segment(ngx_pool_t *pool, ngx_str_t *src, ngx_str_t *dst)
 
     (void) ngx_escape_uri(dst->data, src->data, src->len,
                           NGX_ESCAPE_URI_COMPONENT);
+
+    return NGX_OK;
+}
+
+
+ngx_int_t
+ngx_http_vibe_random(u_char *bytes, size_t n)
+{
+    return (RAND_bytes(bytes, (int) n) == 1) ? NGX_OK : NGX_ERROR;
+}
+
+
+ngx_int_t
+ngx_http_vibe_db_path(ngx_pool_t *pool, ngx_str_t *db, const char *suffix,
+    ngx_str_t *path)
+{
+    u_char     *p;
+    ngx_str_t   segment;
+
+    if (ngx_http_vibe_escape_segment(pool, db, &segment) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    path->len = 1 + segment.len + ngx_strlen(suffix);
+
+    p = ngx_pnalloc(pool, path->len);
+    if (p == NULL) {
+        return NGX_ERROR;
+    }
+
+    path->data = p;
+
+    *p++ = '/';
+    p = ngx_cpymem(p, segment.data, segment.len);
+    ngx_memcpy(p, suffix, ngx_strlen(suffix));
 
     return NGX_OK;
 }

@@ -107,12 +107,23 @@ ngx_int_t ngx_http_vibe_global_id(ngx_pool_t *pool, ngx_str_t *did,
 ngx_int_t ngx_http_vibe_new_id(ngx_pool_t *pool, ngx_str_t *collection,
     ngx_str_t *id);
 
+/* random bytes, of OpenSSL's generator; NGX_OK or NGX_ERROR */
+ngx_int_t ngx_http_vibe_random(u_char *bytes, size_t n);
+
 /*
  * Bytes for one segment of a path: all but RFC 3986's unreserved characters
  * are percent-encoded.  From the pool; NGX_OK or NGX_ERROR.
  */
 ngx_int_t ngx_http_vibe_escape_segment(ngx_pool_t *pool, ngx_str_t *src,
     ngx_str_t *dst);
+
+/*
+ * The path "/<db><suffix>" of a request to CouchDB: the database's name is
+ * escaped, the suffix goes as it is, so ids belong into bodies.  From the
+ * pool; NGX_OK or NGX_ERROR.
+ */
+ngx_int_t ngx_http_vibe_db_path(ngx_pool_t *pool, ngx_str_t *db,
+    const char *suffix, ngx_str_t *path);
 
 
 #endif /* _NGX_HTTP_VIBE_ID_H_INCLUDED_ */

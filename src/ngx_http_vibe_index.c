@@ -86,32 +86,40 @@ static ngx_int_t
 ngx_http_vibe_index_post(ngx_http_request_t *r,
     ngx_http_vibe_index_create_t *c)
 {
-    ngx_str_t                 *field;
-    ngx_uint_t                 i;
-    ngx_http_vibe_json_out_t   out;
+    ngx_http_vibe_json_out_t  out;
 
     ngx_http_vibe_json_out_init(&out, r->pool);
-
-    ngx_http_vibe_json_put_text(&out,
-                                "{\"index\":{\"fields\":[\"collection\"");
-
-    if (c->fields != NULL) {
-        field = c->fields->elts;
-
-        for (i = 0; i < c->fields->nelts; i++) {
-            ngx_http_vibe_json_put_text(&out, ",");
-            ngx_http_vibe_json_put_string(&out, &field[i]);
-        }
-    }
-
-    ngx_http_vibe_json_put_text(&out, "]},\"type\":\"json\",\"ddoc\":");
-    ngx_http_vibe_json_put_string(&out, &c->name);
-    ngx_http_vibe_json_put_text(&out, ",\"name\":");
-    ngx_http_vibe_json_put_string(&out, &c->name);
-    ngx_http_vibe_json_put_text(&out, "}");
+    ngx_http_vibe_index_put(&out, &c->name, c->fields);
 
     return ngx_http_vibe_request(r, NGX_HTTP_POST, c->db, "/_index", &out,
                                  ngx_http_vibe_index_created, c);
+}
+
+
+void
+ngx_http_vibe_index_put(ngx_http_vibe_json_out_t *out, ngx_str_t *name,
+    ngx_array_t *fields)
+{
+    ngx_str_t   *field;
+    ngx_uint_t   i;
+
+    ngx_http_vibe_json_put_text(out,
+                                "{\"index\":{\"fields\":[\"collection\"");
+
+    if (fields != NULL) {
+        field = fields->elts;
+
+        for (i = 0; i < fields->nelts; i++) {
+            ngx_http_vibe_json_put_text(out, ",");
+            ngx_http_vibe_json_put_string(out, &field[i]);
+        }
+    }
+
+    ngx_http_vibe_json_put_text(out, "]},\"type\":\"json\",\"ddoc\":");
+    ngx_http_vibe_json_put_string(out, name);
+    ngx_http_vibe_json_put_text(out, ",\"name\":");
+    ngx_http_vibe_json_put_string(out, name);
+    ngx_http_vibe_json_put_text(out, "}");
 }
 
 
@@ -124,10 +132,7 @@ ngx_http_vibe_index_created(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
         return c->next(r, c->data, NULL);
     }
 
-    /* CouchDB's answer to two who save one design document at once */
-
-    if ((call->status == NGX_HTTP_INTERNAL_SERVER_ERROR
-         || call->status == NGX_HTTP_CONFLICT)
+    if (ngx_http_vibe_index_raced(call->status)
         && ++c->tries < NGX_HTTP_VIBE_INDEX_TRIES)
     {
         return ngx_http_vibe_index_post(r, c);

@@ -28,6 +28,18 @@
 ngx_int_t ngx_http_vibe_index_name(ngx_pool_t *pool, ngx_array_t *fields,
     ngx_str_t *name);
 
+/* writes what makes the index, the body of a POST to /db/_index */
+void ngx_http_vibe_index_put(ngx_http_vibe_json_out_t *out, ngx_str_t *name,
+    ngx_array_t *fields);
+
+/*
+ * 1 if CouchDB's answer is the one to two who save one design document at
+ * once: then it is made again, NGX_HTTP_VIBE_INDEX_TRIES times at most
+ */
+#define ngx_http_vibe_index_raced(status)                                     \
+    ((status) == NGX_HTTP_INTERNAL_SERVER_ERROR                               \
+     || (status) == NGX_HTTP_CONFLICT)
+
 /*
  * Makes the index if it does not exist, POST /db/_index, and goes on with
  * "next".  "fields" may be NULL.  Returns as an ngx_http_vibe_call_pt does.

@@ -12,47 +12,52 @@ static ngx_int_t ngx_http_vibe_lookup_answer(ngx_http_request_t *r,
     ngx_http_vibe_call_t *call);
 static ngx_int_t ngx_http_vibe_lookup_read(ngx_http_vibe_lookup_t *lookup,
     ngx_http_vibe_json_t *root);
-static ngx_int_t ngx_http_vibe_lookup_leaf(ngx_http_vibe_lookup_row_t *row,
+static ngx_int_t ngx_http_vibe_lookup_leaf(ngx_http_vibe_leaf_t *row,
     ngx_http_vibe_json_t *result);
+static void ngx_http_vibe_lookup_loser(ngx_http_vibe_leaf_t *row,
+    ngx_str_t *rev, ngx_uint_t deleted);
 
 
 ngx_http_vibe_lookup_t *
-ngx_http_vibe_lookup_create(ngx_http_request_t *r, ngx_str_t *db,
-    ngx_uint_t n)
+ngx_http_vibe_lookup_create(ngx_pool_t *pool,
+    ngx_http_vibe_main_conf_t *vmcf, ngx_str_t *db, ngx_uint_t n)
 {
     ngx_http_vibe_lookup_t  *lookup;
 
-    lookup = ngx_pcalloc(r->pool, sizeof(ngx_http_vibe_lookup_t));
+    lookup = ngx_pcalloc(pool, sizeof(ngx_http_vibe_lookup_t));
     if (lookup == NULL) {
         return NULL;
     }
 
-    if (ngx_array_init(&lookup->rows, r->pool, n,
-                       sizeof(ngx_http_vibe_lookup_row_t))
+    if (ngx_array_init(&lookup->rows, pool, n,
+                       sizeof(ngx_http_vibe_leaf_t))
         != NGX_OK)
     {
         return NULL;
     }
 
     lookup->db = *db;
+    lookup->max_response = vmcf->couch.max_response;
 
     return lookup;
 }
 
 
-ngx_http_vibe_lookup_row_t *
+ngx_http_vibe_leaf_t *
 ngx_http_vibe_lookup_add(ngx_http_vibe_lookup_t *lookup, ngx_str_t *id)
 {
-    ngx_http_vibe_lookup_row_t  *row;
+    ngx_http_vibe_leaf_t  *row;
 
     row = ngx_array_push(&lookup->rows);
     if (row == NULL) {
         return NULL;
     }
 
-    ngx_memzero(row, sizeof(ngx_http_vibe_lookup_row_t));
+    ngx_memzero(row, sizeof(ngx_http_vibe_leaf_t));
 
     row->id = *id;
+
+    lookup->n = lookup->rows.nelts;
 
     return row;
 }
@@ -64,8 +69,6 @@ ngx_http_vibe_lookup(ngx_http_request_t *r, ngx_http_vibe_lookup_t *lookup,
 {
     lookup->next = next;
     lookup->data = data;
-    lookup->from = 0;
-    lookup->n = lookup->rows.nelts;
 
     if (lookup->n == 0) {
         return next(r, data, NULL);
@@ -79,29 +82,14 @@ static ngx_int_t
 ngx_http_vibe_lookup_send(ngx_http_request_t *r,
     ngx_http_vibe_lookup_t *lookup)
 {
-    ngx_uint_t                   i;
-    ngx_http_vibe_json_out_t     out;
-    ngx_http_vibe_lookup_row_t  *row;
-
-    row = lookup->rows.elts;
+    ngx_http_vibe_json_out_t  out;
 
     ngx_http_vibe_json_out_init(&out, r->pool);
-    ngx_http_vibe_json_put_text(&out, "{\"docs\":[");
+    ngx_http_vibe_lookup_ask(lookup, &out);
 
-    for (i = lookup->from; i < lookup->from + lookup->n; i++) {
-        if (i > lookup->from) {
-            ngx_http_vibe_json_put_text(&out, ",");
-        }
-
-        ngx_http_vibe_json_put_text(&out, "{\"id\":");
-        ngx_http_vibe_json_put_string(&out, &row[i].id);
-        ngx_http_vibe_json_put_text(&out, "}");
-    }
-
-    ngx_http_vibe_json_put_text(&out, "]}");
-
-    return ngx_http_vibe_request(r, NGX_HTTP_POST, &lookup->db, "/_bulk_get",
-                                 &out, ngx_http_vibe_lookup_answer, lookup);
+    return ngx_http_vibe_request(r, NGX_HTTP_POST, &lookup->db,
+                                 NGX_HTTP_VIBE_LOOKUP_PATH, &out,
+                                 ngx_http_vibe_lookup_answer, lookup);
 }
 
 
@@ -110,62 +98,91 @@ ngx_http_vibe_lookup_answer(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
 {
     ngx_http_vibe_lookup_t *lookup = call->data;
 
-    ngx_int_t                   rc;
-    ngx_http_vibe_json_t       *root;
-    ngx_http_vibe_main_conf_t  *vmcf;
+    switch (ngx_http_vibe_lookup_take(lookup, call)) {
+
+    case NGX_OK:
+        return lookup->next(r, lookup->data, NULL);
+
+    case NGX_AGAIN:
+        return ngx_http_vibe_lookup_send(r, lookup);
+
+    case NGX_DECLINED:
+        return lookup->next(r, lookup->data, call);
+
+    default:
+        return NGX_ERROR;
+    }
+}
+
+
+void
+ngx_http_vibe_lookup_ask(ngx_http_vibe_lookup_t *lookup,
+    ngx_http_vibe_json_out_t *out)
+{
+    ngx_uint_t                   i;
+    ngx_http_vibe_leaf_t  *row;
+
+    row = lookup->rows.elts;
+
+    ngx_http_vibe_json_put_text(out, "{\"docs\":[");
+
+    for (i = lookup->from; i < lookup->from + lookup->n; i++) {
+        if (i > lookup->from) {
+            ngx_http_vibe_json_put_text(out, ",");
+        }
+
+        ngx_http_vibe_json_put_text(out, "{\"id\":");
+        ngx_http_vibe_json_put_string(out, &row[i].id);
+        ngx_http_vibe_json_put_text(out, "}");
+    }
+
+    ngx_http_vibe_json_put_text(out, "]}");
+}
+
+
+ngx_int_t
+ngx_http_vibe_lookup_take(ngx_http_vibe_lookup_t *lookup,
+    ngx_http_vibe_call_t *call)
+{
+    ngx_int_t              rc;
+    ngx_http_vibe_json_t  *root;
 
     if (ngx_http_vibe_no_database(call)) {
         lookup->missing = 1;
-        return lookup->next(r, lookup->data, NULL);
+        return NGX_OK;
     }
 
     rc = NGX_DECLINED;
 
-    vmcf = ngx_http_get_module_main_conf(r, ngx_http_vibe_module);
-
     lookup->size += call->answer.len;
 
-    if (lookup->size > NGX_HTTP_VIBE_LOOKUP_ANSWERS * vmcf->max_response) {
+    if (lookup->size > NGX_HTTP_VIBE_LOOKUP_ANSWERS * lookup->max_response) {
         call->status = NGX_HTTP_REQUEST_ENTITY_TOO_LARGE;
     }
 
     if (call->status == NGX_HTTP_OK) {
-        rc = ngx_http_vibe_scan_answer(r, call, NGX_HTTP_VIBE_LOOKUP_DEPTH,
-                                       &root);
+        rc = ngx_http_vibe_scan_answer(lookup->rows.pool, call,
+                                       NGX_HTTP_VIBE_LOOKUP_DEPTH, &root);
     }
 
-    if (rc == NGX_DECLINED) {
-
-        if (call->too_large && lookup->n > 1) {
-            lookup->n /= 2;
-            return ngx_http_vibe_lookup_send(r, lookup);
-        }
-
-        return lookup->next(r, lookup->data, call);
-    }
-
-    if (rc == NGX_OK) {
-        rc = ngx_http_vibe_lookup_read(lookup, root);
-    }
-
-    if (rc == NGX_DECLINED) {
-        call->status = NGX_HTTP_BAD_GATEWAY;
-        return lookup->next(r, lookup->data, call);
+    if (rc == NGX_DECLINED && call->too_large && lookup->n > 1) {
+        lookup->n /= 2;
+        return NGX_AGAIN;
     }
 
     if (rc != NGX_OK) {
-        return NGX_ERROR;
+        return rc;
+    }
+
+    if (ngx_http_vibe_lookup_read(lookup, root) != NGX_OK) {
+        call->status = NGX_HTTP_BAD_GATEWAY;
+        return NGX_DECLINED;
     }
 
     lookup->from += lookup->n;
-
-    if (lookup->from == lookup->rows.nelts) {
-        return lookup->next(r, lookup->data, NULL);
-    }
-
     lookup->n = ngx_min(lookup->n, lookup->rows.nelts - lookup->from);
 
-    return ngx_http_vibe_lookup_send(r, lookup);
+    return lookup->n ? NGX_AGAIN : NGX_OK;
 }
 
 
@@ -177,7 +194,7 @@ ngx_http_vibe_lookup_read(ngx_http_vibe_lookup_t *lookup,
 {
     ngx_uint_t                   i;
     ngx_http_vibe_json_t        *results, *result, *id, *docs, *doc;
-    ngx_http_vibe_lookup_row_t  *row;
+    ngx_http_vibe_leaf_t  *row;
 
     results = ngx_http_vibe_json_get(root, "results");
 
@@ -223,7 +240,7 @@ ngx_http_vibe_lookup_read(ngx_http_vibe_lookup_t *lookup,
 /* a leaf, or an error: only "not_found" says that there is none */
 
 static ngx_int_t
-ngx_http_vibe_lookup_leaf(ngx_http_vibe_lookup_row_t *row,
+ngx_http_vibe_lookup_leaf(ngx_http_vibe_leaf_t *row,
     ngx_http_vibe_json_t *result)
 {
     ngx_uint_t             deleted;
@@ -255,8 +272,11 @@ ngx_http_vibe_lookup_leaf(ngx_http_vibe_lookup_row_t *row,
             || (deleted == row->deleted
                 && ngx_http_vibe_rev_cmp(&rev->string, &row->rev) < 0))
         {
+            ngx_http_vibe_lookup_loser(row, &rev->string, deleted);
             return NGX_OK;
         }
+
+        ngx_http_vibe_lookup_loser(row, &row->rev, row->deleted);
     }
 
     row->doc = doc;
@@ -264,4 +284,14 @@ ngx_http_vibe_lookup_leaf(ngx_http_vibe_lookup_row_t *row,
     row->deleted = deleted;
 
     return NGX_OK;
+}
+
+
+static void
+ngx_http_vibe_lookup_loser(ngx_http_vibe_leaf_t *row, ngx_str_t *rev,
+    ngx_uint_t deleted)
+{
+    if (!deleted && row->nlosers < NGX_HTTP_VIBE_LOSERS) {
+        row->losers[row->nlosers++] = *rev;
+    }
 }

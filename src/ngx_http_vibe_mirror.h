@@ -1,31 +1,19 @@
 
 /*
  * The mirror: makes "global" hold, for each document given to it, what its
- * owner's database says.
+ * owner's database says, see ngx_http_vibe_state.h.
  *
- * It writes states under compare-and-set, not revisions:
+ * Group commit.  All documents of a worker go through the same three
+ * stations: what is in "global" is learned for all that wait in one
+ * _bulk_get, what a source says is asked in one for each database, and
+ * _bulk_docs writes what can be written: one at a time, the next collecting
+ * meanwhile.  So the load on "global" grows with its round trips, not with
+ * the number of writers.
  *
- *   1. learn the copy's own revision in "global" and the source revision that
- *      it stands for;
- *   2. if that one is newer than ours, or ours may not be the winner, ask the
- *      source for its winner, which decides;
- *   3. write the copy or the tombstone with the revision learned in 1;
- *   4. on a conflict begin again.
+ * Promises: a mirror that was begun goes on without the client it was begun
+ * for; each row ends as done or as left to repair; what waits is bounded.
  *
- * The order of 1 and 2 matters: whoever mirrors a newer state after 1 makes 3
- * fail.  So any number of workers and hosts may mirror the same document, at
- * once, late or twice.
- *
- * Where nothing is, or a tombstone, there is no revision to compare with:
- * CouchDB takes a write over a tombstone only without one, and then whatever
- * happened meanwhile.  So the place is first claimed by a stub that nobody
- * can read; with its revision 2 and 3 follow.  Only a document whose id the
- * module has just made is written at once, and looked at again if the answer's
- * generation says that something was there.
- *
- * Promises: what was never public or restricted leaves no trace; what was and
- * is no longer leaves a tombstone, also where its copy has not arrived yet,
- * so that a late copy meets it.
+ * Floor 4: takes a request only to let it wait.
  */
 
 
@@ -34,69 +22,80 @@
 
 
 #include "ngx_http_vibe.h"
-#include "ngx_http_vibe_lookup.h"
+#include "ngx_http_vibe_state.h"
+#include "ngx_http_vibe_wait.h"
 
 
-/* how often a document is begun again before it is left as pending */
-#define NGX_HTTP_VIBE_MIRROR_TRIES  100
+/* databases that are asked at once */
+#define NGX_HTTP_VIBE_MIRROR_ASKS  16
+
+/* rows looked through for those of one database */
+#define NGX_HTTP_VIBE_MIRROR_SCAN  1000
+
+
+typedef struct ngx_http_vibe_mirror_s  ngx_http_vibe_mirror_t;
+typedef struct ngx_http_vibe_batch_s   ngx_http_vibe_batch_t;
+
+typedef void (*ngx_http_vibe_mirror_pt)(ngx_http_vibe_mirror_t *m);
 
 
 typedef struct {
-    /* in */
+    ngx_http_vibe_state_t        state;
+    unsigned                     done:1;       /* out: else pending */
 
-    ngx_str_t                    id;           /* in the owner's database */
-    ngx_str_t                    collection;
-    ngx_str_t                    rev;          /* of the source */
-    ngx_http_vibe_json_t        *doc;          /* its members; NULL: deleted */
-    ngx_http_vibe_access_t       access;       /* decided for "doc" */
-    ngx_http_vibe_access_t       before;       /* for the revision before it */
-    unsigned                     made:1;       /* id made now: none other has
-                                                  it, so step 1 is left out */
-    unsigned                     ask:1;        /* may not be the winner */
+    /* this room's own */
 
-    /* out */
-
-    ngx_str_t                    global;       /* the global id */
-    unsigned                     done:1;       /* else pending */
-    unsigned                     copied:1;     /* "global" has a copy */
-
-    /* while it works */
-
-    ngx_http_vibe_lookup_row_t  *copy;         /* NULL: not learned */
-    ngx_http_vibe_lookup_row_t  *source;
-    ngx_str_t                    stub;         /* our own one's revision */
-    ngx_uint_t                   tries;
-    unsigned                     failed:1;
+    ngx_queue_t                  queue;
+    ngx_http_vibe_mirror_t      *mirror;
+    ngx_http_vibe_batch_t       *learned;      /* state.copy is in its pool */
+    ngx_http_vibe_batch_t       *asked;        /* state.source is */
 } ngx_http_vibe_mirror_row_t;
 
 
-typedef struct {
-    ngx_str_t                    did;          /* the owner */
+struct ngx_http_vibe_mirror_s {
+    ngx_pool_t                  *pool;         /* ends with the mirror */
+    ngx_str_t                    did;
     ngx_str_t                    db;
     ngx_array_t                  rows;         /* ngx_http_vibe_mirror_row_t */
-    ngx_http_vibe_next_pt        next;
-    void                        *data;
+    ngx_uint_t                   left;         /* rows that are not ended */
+    size_t                       size;         /* bytes it counts for */
 
-    ngx_http_vibe_lookup_t      *lookup;
-    void                        *bulk;
-} ngx_http_vibe_mirror_t;
+    ngx_http_vibe_mirror_pt      handler;
+    void                        *data;         /* the caller's own */
+    ngx_http_vibe_wait_t        *wait;         /* place for the handler */
+    unsigned                     waited:1;     /* a client does, or did */
+};
 
 
-/* prepares for at most "n" rows; NULL: no memory */
-ngx_http_vibe_mirror_t *ngx_http_vibe_mirror_create(ngx_http_request_t *r,
-    ngx_http_vibe_caller_t *owner, ngx_uint_t n);
-
-/* adds a zeroed row; NULL: no memory.  It stays where it is */
-ngx_http_vibe_mirror_row_t *ngx_http_vibe_mirror_add(
-    ngx_http_vibe_mirror_t *mirror);
+/* for init_process */
+void ngx_http_vibe_mirror_init(ngx_http_vibe_main_conf_t *vmcf);
 
 /*
- * Mirrors the rows and goes on with "next", whose "failed" is NULL also where
- * rows are left pending: the writes they stand for are safe.  Returns as an
- * ngx_http_vibe_call_pt does.
+ * Prepares for at most "n" rows of the owner "did" in the database "db", which
+ * may be empty: the rows have no source then.  NULL: no memory.
  */
-ngx_int_t ngx_http_vibe_mirror(ngx_http_request_t *r,
-    ngx_http_vibe_mirror_t *mirror, ngx_http_vibe_next_pt next, void *data);
+ngx_http_vibe_mirror_t *ngx_http_vibe_mirror_create(ngx_str_t *did,
+    ngx_str_t *db, ngx_uint_t n, ngx_log_t *log);
+
+/*
+ * Adds a row for this id and revision of the source; the rest of its state
+ * is zero, and for the caller to fill in with what is from mirror->pool.
+ * NULL: no memory.  The row stays where it is.
+ */
+ngx_http_vibe_mirror_row_t *ngx_http_vibe_mirror_add(
+    ngx_http_vibe_mirror_t *m, ngx_str_t *id, ngx_str_t *rev);
+
+/*
+ * Begins, and has "handler" called, later and from the event loop, when all
+ * rows have ended; the mirror is gone when that returns.  NGX_OK; or
+ * NGX_BUSY where too much waits already: nothing was begun, and the caller
+ * ends it with ngx_http_vibe_mirror_end().
+ */
+ngx_int_t ngx_http_vibe_mirror(ngx_http_vibe_mirror_t *m,
+    ngx_http_vibe_mirror_pt handler, void *data);
+
+/* ends a mirror that was not begun */
+void ngx_http_vibe_mirror_end(ngx_http_vibe_mirror_t *m);
 
 
 #endif /* _NGX_HTTP_VIBE_MIRROR_H_INCLUDED_ */

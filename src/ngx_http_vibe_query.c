@@ -267,12 +267,17 @@ ngx_http_vibe_query_found(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
 {
     ngx_http_vibe_query_t *q = call->data;
 
-    ngx_int_t  rc;
+    ngx_int_t                   rc;
+    ngx_http_vibe_main_conf_t  *vmcf;
 
     if (ngx_http_vibe_no_database(call)) {
 
         if (q->find.global) {
+            vmcf = ngx_http_get_module_main_conf(r, ngx_http_vibe_module);
+
             ngx_http_vibe_index_gone(r, q->index);
+            ngx_http_vibe_global_gone(vmcf);
+
             call->status = NGX_HTTP_SERVICE_UNAVAILABLE;
             return ngx_http_vibe_couch_failed(r, call);
         }
@@ -316,7 +321,7 @@ ngx_http_vibe_query_refused(ngx_http_request_t *r, ngx_http_vibe_query_t *q,
     ngx_int_t              rc;
     ngx_http_vibe_json_t  *root, *error;
 
-    rc = ngx_http_vibe_scan_answer(r, call, 1, &root);
+    rc = ngx_http_vibe_scan_answer(r->pool, call, 1, &root);
     if (rc == NGX_ERROR) {
         return NGX_ERROR;
     }
@@ -375,7 +380,7 @@ ngx_http_vibe_query_read(ngx_http_request_t *r, ngx_http_vibe_query_t *q,
 
     depth = q->find.expand.nelts ? 5 : q->find.global ? 3 : 1;
 
-    rc = ngx_http_vibe_scan_answer(r, call, depth, &root);
+    rc = ngx_http_vibe_scan_answer(r->pool, call, depth, &root);
     if (rc != NGX_OK) {
         return rc;
     }
@@ -450,7 +455,7 @@ ngx_http_vibe_query_indexes(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
         return ngx_http_vibe_couch_failed(r, call);
     }
 
-    rc = ngx_http_vibe_scan_answer(r, call, 3, &root);
+    rc = ngx_http_vibe_scan_answer(r->pool, call, 3, &root);
     if (rc == NGX_ERROR) {
         return NGX_ERROR;
     }

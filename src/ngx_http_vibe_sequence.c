@@ -120,7 +120,7 @@ ngx_http_vibe_sequence_got(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
         return ngx_http_vibe_couch_failed(r, call);
     }
 
-    rc = ngx_http_vibe_scan_answer(r, call, 1, &root);
+    rc = ngx_http_vibe_scan_answer(r->pool, call, 1, &root);
     if (rc == NGX_ERROR) {
         return NGX_ERROR;
     }

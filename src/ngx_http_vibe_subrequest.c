@@ -25,8 +25,6 @@ ngx_http_vibe_request(ngx_http_request_t *r, ngx_uint_t method, ngx_str_t *db,
     const char *suffix, ngx_http_vibe_json_out_t *body,
     ngx_http_vibe_call_pt handler, void *data)
 {
-    u_char                *p;
-    ngx_str_t              segment;
     ngx_http_vibe_ctx_t   *ctx;
     ngx_http_vibe_call_t  *call;
 
@@ -42,22 +40,9 @@ ngx_http_vibe_request(ngx_http_request_t *r, ngx_uint_t method, ngx_str_t *db,
         }
     }
 
-    if (ngx_http_vibe_escape_segment(r->pool, db, &segment) != NGX_OK) {
+    if (ngx_http_vibe_db_path(r->pool, db, suffix, &call->path) != NGX_OK) {
         return NGX_ERROR;
     }
-
-    call->path.len = 1 + segment.len + ngx_strlen(suffix);
-
-    p = ngx_pnalloc(r->pool, call->path.len);
-    if (p == NULL) {
-        return NGX_ERROR;
-    }
-
-    call->path.data = p;
-
-    *p++ = '/';
-    p = ngx_cpymem(p, segment.data, segment.len);
-    ngx_memcpy(p, suffix, ngx_strlen(suffix));
 
     call->method = method;
     call->handler = handler;
@@ -101,19 +86,19 @@ ngx_http_vibe_no_database(ngx_http_vibe_call_t *call)
 
 
 ngx_int_t
-ngx_http_vibe_scan_answer(ngx_http_request_t *r, ngx_http_vibe_call_t *call,
+ngx_http_vibe_scan_answer(ngx_pool_t *pool, ngx_http_vibe_call_t *call,
     ngx_uint_t depth, ngx_http_vibe_json_t **root)
 {
     ngx_int_t    rc;
     const char  *reason;
 
-    rc = ngx_http_vibe_json_scan(r->pool, &call->answer,
+    rc = ngx_http_vibe_json_scan(pool, &call->answer,
                                  depth|NGX_HTTP_VIBE_JSON_DEEP, root, &reason);
 
     if (rc == NGX_DECLINED) {
         call->too_large = (reason == ngx_http_vibe_json_too_many);
 
-        ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,
+        ngx_log_error(NGX_LOG_ERR, pool->log, 0,
                       "couchdb answered \"%V\" with what is not json: %s",
                       &call->path, reason);
 
@@ -226,7 +211,8 @@ ngx_http_vibe_subrequest_done(ngx_http_request_t *sr, void *data,
 {
     ngx_http_vibe_call_t *call = data;
 
-    ngx_http_vibe_ctx_t  *ctx;
+    ngx_http_vibe_ctx_t        *ctx;
+    ngx_http_vibe_main_conf_t  *vmcf;
 
     if (sr->connection->error) {
 
@@ -254,8 +240,12 @@ ngx_http_vibe_subrequest_done(ngx_http_request_t *sr, void *data,
                    "vibe couchdb \"%V\" rc:%i status:%ui",
                    &call->path, rc, sr->headers_out.status);
 
+    vmcf = ngx_http_get_module_main_conf(sr, ngx_http_vibe_module);
+
     if (rc == NGX_OK && call->complete && sr->headers_out.status) {
         call->status = sr->headers_out.status;
+
+        ngx_http_vibe_zone_answer(vmcf->zone, call->status);
 
         /* 403: it locks out for minutes who was wrong too often */
 
@@ -271,6 +261,8 @@ ngx_http_vibe_subrequest_done(ngx_http_request_t *sr, void *data,
 
     call->status = ngx_http_vibe_subrequest_failed(sr, call, rc);
     call->answer.len = 0;
+
+    ngx_http_vibe_zone_answer(vmcf->zone, call->status);
 
     return NGX_OK;
 }
@@ -400,7 +392,7 @@ ngx_http_vibe_subrequest_header(ngx_http_vibe_call_t *call,
 
     len = r->headers_out.content_length_n;
 
-    if (len > (off_t) vmcf->max_response) {
+    if (len > (off_t) vmcf->couch.max_response) {
         call->too_large = 1;
 
         ngx_log_error(NGX_LOG_ERR, r->connection->log, 0,
@@ -470,7 +462,7 @@ ngx_http_vibe_subrequest_grow(ngx_http_vibe_call_t *call,
 
     vmcf = ngx_http_get_module_main_conf(r, ngx_http_vibe_module);
 
-    if (len > vmcf->max_response) {
+    if (len > vmcf->couch.max_response) {
         call->too_large = 1;
 
         if (call->size) {
@@ -485,7 +477,7 @@ ngx_http_vibe_subrequest_grow(ngx_http_vibe_call_t *call,
     }
 
     size = ngx_max(call->size * 2, NGX_HTTP_VIBE_ANSWER_SIZE);
-    size = ngx_max(len, ngx_min(size, vmcf->max_response));
+    size = ngx_max(len, ngx_min(size, vmcf->couch.max_response));
 
     p = ngx_pnalloc(r->pool, size);
     if (p == NULL) {
@@ -522,7 +514,7 @@ ngx_http_vibe_subrequest_url(ngx_http_request_t *r,
 
     vmcf = ngx_http_get_module_main_conf(r, ngx_http_vibe_module);
 
-    len = vmcf->url.len + ctx->capture->path.len;
+    len = vmcf->couch.url.len + ctx->capture->path.len;
 
     p = ngx_pnalloc(r->pool, len);
     if (p == NULL) {
@@ -531,7 +523,7 @@ ngx_http_vibe_subrequest_url(ngx_http_request_t *r,
 
     v->data = p;
 
-    p = ngx_cpymem(p, vmcf->url.data, vmcf->url.len);
+    p = ngx_cpymem(p, vmcf->couch.url.data, vmcf->couch.url.len);
     ngx_memcpy(p, ctx->capture->path.data, ctx->capture->path.len);
 
     v->len = len;
@@ -555,13 +547,16 @@ ngx_http_vibe_subrequest_authorization(ngx_http_request_t *r,
 
     /* nobody else's location gets to see it */
 
-    if (ctx == NULL || ctx->capture == NULL || vmcf->authorization.len == 0) {
+    if (ctx == NULL
+        || ctx->capture == NULL
+        || vmcf->couch.authorization.len == 0)
+    {
         v->not_found = 1;
         return NGX_OK;
     }
 
-    v->data = vmcf->authorization.data;
-    v->len = vmcf->authorization.len;
+    v->data = vmcf->couch.authorization.data;
+    v->len = vmcf->couch.authorization.len;
     v->valid = 1;
     v->no_cacheable = 0;
     v->not_found = 0;

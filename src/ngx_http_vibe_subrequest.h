@@ -86,7 +86,7 @@ ngx_uint_t ngx_http_vibe_no_database(ngx_http_vibe_call_t *call);
  * Scans an answer that must be JSON.  NGX_OK; NGX_DECLINED: it is not, and
  * the call's status has become 502; NGX_ERROR: no memory.
  */
-ngx_int_t ngx_http_vibe_scan_answer(ngx_http_request_t *r,
+ngx_int_t ngx_http_vibe_scan_answer(ngx_pool_t *pool,
     ngx_http_vibe_call_t *call, ngx_uint_t depth,
     ngx_http_vibe_json_t **root);
 

@@ -4,14 +4,17 @@
 #include "ngx_http_vibe_bulk.h"
 #include "ngx_http_vibe_database.h"
 #include "ngx_http_vibe_document.h"
+#include "ngx_http_vibe_lookup.h"
 #include "ngx_http_vibe_mirror.h"
 
 
 typedef struct {
     ngx_http_vibe_document_t      document;
-    ngx_http_vibe_lookup_row_t   *found;     /* in the owner's database */
+    ngx_http_vibe_leaf_t   *found;     /* in the owner's database */
     ngx_http_vibe_mirror_row_t   *mirror;    /* NULL: nothing to mirror */
     ngx_http_vibe_access_t        before;
+    ngx_str_t                     global;    /* the global id, or empty */
+    unsigned                      pending:1; /* the mirror */
 
     ngx_uint_t                    status;    /* 0: to be written */
     ngx_str_t                     rev;       /* once it is */
@@ -56,12 +59,20 @@ static void ngx_http_vibe_write_result(ngx_http_vibe_write_t *w,
     ngx_http_vibe_write_row_t *row, ngx_http_vibe_bulk_row_t *result);
 static ngx_int_t ngx_http_vibe_write_mirror(ngx_http_request_t *r,
     ngx_http_vibe_write_t *w);
+static void ngx_http_vibe_write_count(ngx_http_request_t *r,
+    ngx_http_vibe_write_t *w, ngx_http_vibe_write_row_t *row);
 static ngx_int_t ngx_http_vibe_write_mirror_one(ngx_http_request_t *r,
     ngx_http_vibe_write_t *w, ngx_http_vibe_write_row_t *row);
+static ngx_int_t ngx_http_vibe_write_private(ngx_http_request_t *r,
+    ngx_http_vibe_write_t *w, ngx_http_vibe_write_row_t *row);
 static ngx_uint_t ngx_http_vibe_write_unsure(ngx_http_vibe_write_row_t *row);
-static ngx_int_t ngx_http_vibe_write_answer(ngx_http_request_t *r, void *data,
-    ngx_http_vibe_call_t *failed);
-static ngx_uint_t ngx_http_vibe_write_pending(ngx_http_vibe_write_row_t *row);
+static void ngx_http_vibe_write_wake(ngx_http_vibe_mirror_t *m);
+static ngx_int_t ngx_http_vibe_write_mirrored(ngx_http_request_t *r,
+    void *data, ngx_http_vibe_call_t *failed);
+static ngx_int_t ngx_http_vibe_write_global(ngx_http_request_t *r,
+    ngx_http_vibe_write_row_t *row);
+static ngx_int_t ngx_http_vibe_write_answer(ngx_http_request_t *r,
+    ngx_http_vibe_write_t *w);
 static void ngx_http_vibe_write_put_row(ngx_http_vibe_json_out_t *out,
     ngx_http_vibe_write_row_t *row);
 static void ngx_http_vibe_write_refuse(ngx_http_vibe_write_row_t *row,
@@ -279,9 +290,13 @@ static ngx_int_t
 ngx_http_vibe_write_look(ngx_http_request_t *r, ngx_http_vibe_write_t *w)
 {
     ngx_uint_t                  i;
+    ngx_http_vibe_main_conf_t  *vmcf;
     ngx_http_vibe_write_row_t  *row;
 
-    w->lookup = ngx_http_vibe_lookup_create(r, &w->ctx->caller.db,
+    vmcf = ngx_http_get_module_main_conf(r, ngx_http_vibe_module);
+
+    w->lookup = ngx_http_vibe_lookup_create(r->pool, vmcf,
+                                            &w->ctx->caller.db,
                                             w->rows.nelts);
     if (w->lookup == NULL) {
         return NGX_ERROR;
@@ -330,7 +345,8 @@ ngx_http_vibe_write_plan(ngx_http_request_t *r, void *data,
         return ngx_http_vibe_write_owner(r, w, NGX_HTTP_VIBE_MISSING);
     }
 
-    w->bulk = ngx_http_vibe_bulk_create(r, &w->ctx->caller.db, w->rows.nelts);
+    w->bulk = ngx_http_vibe_bulk_create(r->pool, &w->ctx->caller.db,
+                                        w->rows.nelts);
     if (w->bulk == NULL) {
         return NGX_ERROR;
     }
@@ -357,7 +373,7 @@ ngx_http_vibe_write_plan_one(ngx_http_request_t *r, ngx_http_vibe_write_t *w,
     ngx_uint_t                   alive;
     ngx_http_vibe_bulk_row_t    *b;
     ngx_http_vibe_document_t    *document;
-    ngx_http_vibe_lookup_row_t  *found;
+    ngx_http_vibe_leaf_t  *found;
 
     document = &row->document;
     found = (row->found && row->found->doc) ? row->found : NULL;
@@ -567,8 +583,9 @@ ngx_http_vibe_write_mirror(ngx_http_request_t *r, ngx_http_vibe_write_t *w)
     ngx_uint_t                  i;
     ngx_http_vibe_write_row_t  *row;
 
-    w->mirror = ngx_http_vibe_mirror_create(r, &w->ctx->caller,
-                                            w->rows.nelts);
+    w->mirror = ngx_http_vibe_mirror_create(&w->ctx->caller.did,
+                                            &w->ctx->caller.db,
+                                            w->rows.nelts, ngx_cycle->log);
     if (w->mirror == NULL) {
         return NGX_ERROR;
     }
@@ -577,16 +594,55 @@ ngx_http_vibe_write_mirror(ngx_http_request_t *r, ngx_http_vibe_write_t *w)
 
     for (i = 0; i < w->rows.nelts; i++) {
 
-        if (w->unowned) {
-            break;
-        }
+        ngx_http_vibe_write_count(r, w, &row[i]);
 
-        if (ngx_http_vibe_write_mirror_one(r, w, &row[i]) != NGX_OK) {
-            return NGX_ERROR;
+        if (!w->unowned
+            && ngx_http_vibe_write_mirror_one(r, w, &row[i]) != NGX_OK)
+        {
+            goto failed;
         }
     }
 
-    return ngx_http_vibe_mirror(r, w->mirror, ngx_http_vibe_write_answer, w);
+    w->mirror->waited = 1;
+
+    if (w->mirror->rows.nelts == 0
+        || ngx_http_vibe_mirror(w->mirror, ngx_http_vibe_write_wake, w)
+           != NGX_OK)
+    {
+        /* nothing to mirror, or too much: repair will do it */
+
+        return ngx_http_vibe_write_mirrored(r, w, NULL);
+    }
+
+    return ngx_http_vibe_wait(r, &w->mirror->wait,
+                              ngx_http_vibe_write_mirrored, w);
+
+failed:
+
+    ngx_http_vibe_mirror_end(w->mirror);
+
+    return NGX_ERROR;
+}
+
+
+static void
+ngx_http_vibe_write_count(ngx_http_request_t *r, ngx_http_vibe_write_t *w,
+    ngx_http_vibe_write_row_t *row)
+{
+    ngx_http_vibe_main_conf_t  *vmcf;
+
+    vmcf = ngx_http_get_module_main_conf(r, ngx_http_vibe_module);
+
+    if (row->status != NGX_HTTP_CREATED) {
+        ngx_http_vibe_zone_count(vmcf->zone, NGX_HTTP_VIBE_WRITES_REFUSED, 1);
+        return;
+    }
+
+    ngx_http_vibe_zone_count(vmcf->zone, NGX_HTTP_VIBE_WRITES, 1);
+
+    if (w->unowned) {
+        ngx_http_vibe_zone_count(vmcf->zone, NGX_HTTP_VIBE_DOCS_UNOWNED, 1);
+    }
 }
 
 
@@ -595,6 +651,7 @@ ngx_http_vibe_write_mirror_one(ngx_http_request_t *r,
     ngx_http_vibe_write_t *w, ngx_http_vibe_write_row_t *row)
 {
     ngx_uint_t                   unsure;
+    ngx_http_vibe_state_t       *st;
     ngx_http_vibe_access_t       access;
     ngx_http_vibe_document_t    *document;
     ngx_http_vibe_mirror_row_t  *m;
@@ -607,8 +664,8 @@ ngx_http_vibe_write_mirror_one(ngx_http_request_t *r,
         return NGX_OK;
     }
 
-    if (ngx_http_vibe_acl_decide(r->pool, &w->ctx->caller.did, document->json,
-                                 &access)
+    if (ngx_http_vibe_acl_decide(w->mirror->pool, &w->ctx->caller.did,
+                                 document->json, &access)
         != NGX_OK)
     {
         return NGX_ERROR;
@@ -616,31 +673,77 @@ ngx_http_vibe_write_mirror_one(ngx_http_request_t *r,
 
     if (document->made && access.kind == NGX_HTTP_VIBE_PRIVATE && !unsure) {
         /* nothing of it was ever anywhere else */
-        return NGX_OK;
+        return ngx_http_vibe_write_private(r, w, row);
     }
 
-    m = ngx_http_vibe_mirror_add(w->mirror);
+    m = ngx_http_vibe_mirror_add(w->mirror, &document->id, &row->rev);
     if (m == NULL) {
         return NGX_ERROR;
     }
 
-    m->id = document->id;
-    m->collection = w->ctx->collection;
-    m->rev = row->rev;
-    m->doc = document->deleted ? NULL : document->json;
-    m->access = access;
-    m->before = row->before;
-    m->made = document->made && !unsure;
+    st = &m->state;
+
+    st->collection.len = w->ctx->collection.len;
+    st->collection.data = ngx_pstrdup(st->pool, &w->ctx->collection);
+    if (st->collection.data == NULL) {
+        return NGX_ERROR;
+    }
+
+    if (access.kind != NGX_HTTP_VIBE_PRIVATE
+        && ngx_http_vibe_copy_members(st->pool, document->json, &st->members)
+           != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
+    if (ngx_http_vibe_acl_dup(st->pool, &row->before, &st->before)
+        != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
+    st->access = access;
+    st->made = document->made && !unsure;
 
     /* with other leaves about, what was written may not be the winner */
 
-    m->ask = unsure
-             || (row->found && row->found->conflicts)
-             || (row->found && row->found->doc && document->rev.len
-                 && ngx_http_vibe_rev_cmp(&document->rev, &row->found->rev)
-                    != 0);
+    st->ask = unsure
+              || (row->found && row->found->conflicts)
+              || (row->found && row->found->doc && document->rev.len
+                  && ngx_http_vibe_rev_cmp(&document->rev, &row->found->rev)
+                     != 0);
 
     row->mirror = unsure ? NULL : m;
+
+    return NGX_OK;
+}
+
+
+/* so that repair need not look for a copy that was never made */
+
+static ngx_int_t
+ngx_http_vibe_write_private(ngx_http_request_t *r, ngx_http_vibe_write_t *w,
+    ngx_http_vibe_write_row_t *row)
+{
+    ngx_str_t                   global, none;
+    ngx_http_vibe_main_conf_t  *vmcf;
+
+    vmcf = ngx_http_get_module_main_conf(r, ngx_http_vibe_module);
+
+    if (vmcf->zone == NULL) {
+        return NGX_OK;
+    }
+
+    if (ngx_http_vibe_global_id(r->pool, &w->ctx->caller.did,
+                                &row->document.id, &global)
+        != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
+    ngx_str_null(&none);
+
+    ngx_http_vibe_zone_know(vmcf->zone, &global, &row->rev, &none);
 
     return NGX_OK;
 }
@@ -674,12 +777,71 @@ ngx_http_vibe_write_unsure(ngx_http_vibe_write_row_t *row)
 }
 
 
+static void
+ngx_http_vibe_write_wake(ngx_http_vibe_mirror_t *m)
+{
+    ngx_http_vibe_wake(&m->wait, NULL);
+}
+
+
+/*
+ * The mirror and its rows are gone when this has returned: what the answer
+ * needs of them is kept.
+ */
+
 static ngx_int_t
-ngx_http_vibe_write_answer(ngx_http_request_t *r, void *data,
+ngx_http_vibe_write_mirrored(ngx_http_request_t *r, void *data,
     ngx_http_vibe_call_t *failed)
 {
     ngx_http_vibe_write_t *w = data;
 
+    ngx_uint_t                  i;
+    ngx_http_vibe_write_row_t  *row;
+
+    row = w->rows.elts;
+
+    for (i = 0; i < w->rows.nelts; i++) {
+        if (row[i].mirror != NULL
+            && ngx_http_vibe_write_global(r, &row[i]) != NGX_OK)
+        {
+            return NGX_ERROR;
+        }
+    }
+
+    if (w->mirror->left == 0 && w->mirror->handler == NULL) {
+        ngx_http_vibe_mirror_end(w->mirror);
+    }
+
+    return ngx_http_vibe_write_answer(r, w);
+}
+
+
+static ngx_int_t
+ngx_http_vibe_write_global(ngx_http_request_t *r,
+    ngx_http_vibe_write_row_t *row)
+{
+    ngx_http_vibe_state_t  *st;
+
+    st = &row->mirror->state;
+
+    row->pending = !row->mirror->done;
+
+    if (row->pending ? st->access.kind == NGX_HTTP_VIBE_PRIVATE
+                     : !st->copied)
+    {
+        return NGX_OK;
+    }
+
+    row->global.len = st->global.len;
+    row->global.data = ngx_pstrdup(r->pool, &st->global);
+
+    return row->global.data ? NGX_OK : NGX_ERROR;
+}
+
+
+static ngx_int_t
+ngx_http_vibe_write_answer(ngx_http_request_t *r, ngx_http_vibe_write_t *w)
+{
     ngx_uint_t                  i, status;
     ngx_http_vibe_json_out_t    out;
     ngx_http_vibe_write_row_t  *row;
@@ -709,7 +871,7 @@ ngx_http_vibe_write_answer(ngx_http_request_t *r, void *data,
 
         ngx_http_vibe_write_put_row(&out, &row[i]);
 
-        if (ngx_http_vibe_write_pending(&row[i])) {
+        if (row[i].pending) {
             status = NGX_HTTP_ACCEPTED;
         }
     }
@@ -721,13 +883,6 @@ ngx_http_vibe_write_answer(ngx_http_request_t *r, void *data,
     ngx_http_vibe_json_put_text(&out, "\n");
 
     return ngx_http_vibe_answer(r, status, &out);
-}
-
-
-static ngx_uint_t
-ngx_http_vibe_write_pending(ngx_http_vibe_write_row_t *row)
-{
-    return row->mirror != NULL && !row->mirror->done;
 }
 
 
@@ -765,18 +920,14 @@ ngx_http_vibe_write_put_row(ngx_http_vibe_json_out_t *out,
     ngx_http_vibe_json_put_string(out, &row->rev);
     ngx_http_vibe_json_put_text(out, ",\"global\":");
 
-    if (row->mirror != NULL
-        && (row->mirror->copied
-            || (!row->mirror->done
-                && row->mirror->access.kind != NGX_HTTP_VIBE_PRIVATE)))
-    {
-        ngx_http_vibe_json_put_string(out, &row->mirror->global);
+    if (row->global.len) {
+        ngx_http_vibe_json_put_string(out, &row->global);
 
     } else {
         ngx_http_vibe_json_put_text(out, "null");
     }
 
-    if (ngx_http_vibe_write_pending(row)) {
+    if (row->pending) {
         ngx_http_vibe_json_put_text(out, ",\"mirror\":\"pending\"");
     }
 

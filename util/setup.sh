@@ -48,7 +48,8 @@ need() {
     for task in "$@"; do
         case $task in
             build)    want="$want nginx nginx-dev gcc libc6-dev make
-                            libyajl-dev libpcre2-dev libssl-dev zlib1g-dev" ;;
+                            libyajl-dev libpcre2-dev libssl-dev
+                            libcurl4-openssl-dev zlib1g-dev" ;;
             couch)    node_works || want="$want nodejs npm ca-certificates" ;;
             run)      want="$want perl curl" ;;
             token)    want="$want perl" ;;

@@ -102,6 +102,7 @@ sub couchdb {
 # http_config(%option): what belongs into `http {}`.
 #
 #     couchdb      => URL         where CouchDB is: a mock's, for example
+#     servers      => TEXT        the upstream's `server` lines
 #     credentials  => TEXT        another user:password
 #     key          => TEXT|undef  another HS256 secret, or no vibe_jwt_key
 #     index        => TEXT|undef  in place of `* createdAt`, or no vibe_index
@@ -115,8 +116,8 @@ sub http_config {
                                      : couchdb();
     my ($scheme, $host) = $url =~ m{^(https?)://([^/]+)};
 
-    my $config = "upstream couchdb { server $host max_fails=0;"
-                 . " keepalive 64; }\n"
+    my $servers = $opt{servers} // "server $host max_fails=0;";
+    my $config = "upstream couchdb { $servers keepalive 64; }\n"
                  . "vibe_couchdb $scheme://couchdb;\n"
                  . 'vibe_credentials '
                  . write_file(($opt{credentials} // $auth) . "\n") . ";\n";
@@ -529,6 +530,9 @@ sub _answer {
 #     listen   => TEXT   more words for `listen`: 'http2'
 #     workers  => 1
 #     level    => 'info'   of error_log
+#     port     => NUMBER   not just any free one
+#     upgradable => 1      for upgrade(); outlives a test that gets killed
+#     expected => qr/.../  lines of its error log that are no failure
 
 sub nginx_start { return Vibe::Nginx->start(@_) }
 
@@ -588,7 +592,7 @@ sub start {
 
     # Someone else may take the port between the search for it and its use.
     for my $try (1 .. 3) {
-        $self->{port} = Vibe::free_port();
+        $self->{port} = $opt{port} // Vibe::free_port();
         $self->_run and return $self;
         last if $self->log !~ /bind\(\).* failed/;
     }
@@ -600,25 +604,33 @@ sub start {
 sub _run {
     my ($self) = @_;
 
-    my $binary = $ENV{TEST_NGINX_BINARY} || 'nginx';
+    my $binary = _binary();
     my $conf = "$self->{prefix}/nginx.conf";
 
     $self->write_config;
-    open(my $log, '>', $self->error_log) or die $self->error_log . ": $!\n";
+    unlink "$self->{prefix}/nginx.pid";
+    open(my $log, $self->{crashed} ? '>>' : '>', $self->error_log) or die $self->error_log . ": $!\n";
 
-    $self->{pid} = Vibe::_fork(sub {
+    my @command = ($binary, '-p', "$self->{prefix}/", '-c', $conf,
+                   '-e', $self->error_log);
+
+    # It ends with the test, even if that gets killed.
+    unshift @command, 'setpriv', '--pdeathsig', 'TERM', '--'
+        if !$self->{upgradable};
+
+    my $work = sub {
         open(STDERR, '>&', $log) or die "stderr: $!\n";
-        # It ends with the test, even if that gets killed.
-        exec('setpriv', '--pdeathsig', 'TERM', '--', $binary,
-             '-p', "$self->{prefix}/", '-c', $conf, '-e', $self->error_log)
-            or die "$binary: $!\n";
-    });
+        exec(@command) or die "$binary: $!\n";
+    };
+
+    $self->{pid} = $self->{upgradable} ? $self->_orphan($work)
+                                       : Vibe::_fork($work);
 
     # Its port is open before it has made its workers.
     my $workers = $self->{workers} // 1;
 
     Vibe::wait_for {
-        return 1 if waitpid($self->{pid}, POSIX::WNOHANG) != 0;
+        return 1 if $self->ended($self->{pid});
         return -e "$self->{prefix}/nginx.pid"
                && $self->workers >= $workers
                && IO::Socket::INET->new(PeerAddr => '127.0.0.1',
@@ -626,6 +638,40 @@ sub _run {
     } 20;
 
     return kill(0, $self->{pid});
+}
+
+
+# A master is upgraded only if the process that it began under has ended: until
+# then it takes itself for a new binary.
+
+sub _orphan {
+    my ($self, $work) = @_;
+
+    my $file = "$self->{prefix}/nginx.pid";
+    my $parent = Vibe::_fork(sub {
+        my $pid = fork // die "fork: $!\n";
+        $work->() if $pid == 0;
+        Vibe::wait_for { -s $file || waitpid($pid, POSIX::WNOHANG) != 0 } 20;
+        POSIX::_exit(0);
+    });
+
+    waitpid($parent, 0);
+    my ($pid) = Vibe::read_file($file) =~ /^(\d+)/;
+    return $parent if !defined $pid;
+
+    push @children, $pid;
+    return $pid;
+}
+
+
+# With its path: an upgrade starts what argv[0] says.
+
+sub _binary {
+    my $name = $ENV{TEST_NGINX_BINARY} || 'nginx';
+    return $name if $name =~ m{/};
+
+    my ($path) = grep { -x } map { "$_/$name" } split /:/, $ENV{PATH};
+    return $path // $name;
 }
 
 
@@ -717,6 +763,66 @@ sub reload {
 }
 
 
+# crash(): kill -9, the master and all workers; again(): starts it on the same
+# port, true if it runs then.
+
+sub crash {
+    my ($self) = @_;
+
+    my $pid = $self->{pid};
+
+    # A master that stands makes no worker meanwhile.
+    kill('STOP', $pid);
+    my @workers = $self->workers;
+    kill('KILL', @workers, $pid);
+    waitpid($pid, 0);
+    Vibe::wait_for { !grep { !$self->ended($_) } @workers };
+    @children = grep { $_ != $pid } @children;
+    $self->{crashed} = 1;
+}
+
+
+sub again { return $_[0]->_run }
+
+
+# upgrade(): starts the binary anew beside the one that runs, and is the new
+# one from then on; returns the old master's pid, nothing if no new one came.
+
+sub upgrade {
+    my ($self) = @_;
+
+    my $old = $self->{pid};
+    my $file = "$self->{prefix}/nginx.pid";
+
+    $self->signal('USR2');
+
+    my $new = Vibe::wait_for {
+        my ($pid) = Vibe::read_file($file) =~ /^(\d+)\n/;
+        return defined $pid && $pid != $old && $pid;
+    } or return;
+
+    $self->{pid} = $new;
+    push @children, $new;
+
+    my $workers = $self->{workers} // 1;
+    Vibe::wait_for { $self->workers >= $workers } or return;
+
+    return $old;
+}
+
+
+# ended($pid): whether a master has; it is not our child after an upgrade.
+
+sub ended {
+    my ($self, $pid) = @_;
+
+    my $got = waitpid($pid, POSIX::WNOHANG);
+
+    return $got == $pid if $got >= 0;
+    return Vibe::read_file("/proc/$pid/stat") !~ /\) [^ZX]/;
+}
+
+
 # stop([$signal]): ends it (QUIT: lets it finish), and is a test: that it ended,
 # and that nothing bad is in its error log.
 
@@ -726,7 +832,7 @@ sub stop {
     my $pid = delete $self->{pid} // return;
 
     kill($signal // 'QUIT', $pid);
-    my $ended = Vibe::wait_for { waitpid($pid, POSIX::WNOHANG) != 0 } 30;
+    my $ended = Vibe::wait_for { $self->ended($pid) } 30;
 
     if (!$ended) {
         kill('KILL', $pid);
@@ -735,6 +841,7 @@ sub stop {
     @children = grep { $_ != $pid } @children;
 
     my @bad = grep { /$Vibe::BAD_LOG/ } split /\n/, $self->log;
+    @bad = grep { !/$self->{expected}/ } @bad if $self->{expected};
     push @bad, 'it did not end within 30 s' if !$ended;
 
     Test::More::ok(!@bad, 'nginx ended, with nothing bad in its error log')
