@@ -6,9 +6,10 @@
  * The floors; calls go downwards only:
  *
  *   6  this file
- *   5  data (which hands over to) write, query, expand; status
- *   4  mirror, database, sequence, global, caller
- *   3  lookup, bulk, index, answer, wait, subrequest, couch
+ *   5  data (which hands over to) write, query, expand; status; repair
+ *   4  mirror, check, walk, target, pass, lease, database, sequence, global,
+ *      caller
+ *   3  lookup, bulk, index, answer, wait, subrequest, ask, follow, couch
  *   2  acl, copy, state, document, find, selector, jwt, jwt_key, revoked
  *   1  json, id, file, zone
  */
@@ -21,6 +22,7 @@
 #include "ngx_http_vibe_global.h"
 #include "ngx_http_vibe_index.h"
 #include "ngx_http_vibe_mirror.h"
+#include "ngx_http_vibe_repair.h"
 #include "ngx_http_vibe_selector.h"
 #include "ngx_http_vibe_status.h"
 
@@ -906,6 +908,10 @@ ngx_http_vibe_data(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 
     clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
 
+    if (clcf->handler == ngx_http_vibe_status_handler) {
+        return "cannot be where \"vibe_status\" is";
+    }
+
     /* what follows the location's name is the path that is looked at */
 
     if (clcf->name.len == 0
@@ -944,6 +950,15 @@ ngx_http_vibe_status(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     }
 
     clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
+
+    if (clcf->handler == ngx_http_vibe_status_handler) {
+        return "is duplicate";
+    }
+
+    if (clcf->handler == ngx_http_vibe_data_handler) {
+        return "cannot be where \"vibe_data\" is";
+    }
+
     clcf->handler = ngx_http_vibe_status_handler;
 
     return NGX_CONF_OK;
@@ -1307,12 +1322,17 @@ ngx_http_vibe_init_process(ngx_cycle_t *cycle)
     ngx_http_vibe_global_init(vmcf);
     ngx_http_vibe_mirror_init(vmcf);
 
-    return ngx_http_vibe_couch_init(cycle, &vmcf->couch);
+    if (ngx_http_vibe_couch_init(cycle, &vmcf->couch) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    return vmcf->repair ? ngx_http_vibe_repair_init(vmcf) : NGX_OK;
 }
 
 
 static void
 ngx_http_vibe_exit_process(ngx_cycle_t *cycle)
 {
+    ngx_http_vibe_repair_exit();
     ngx_http_vibe_couch_exit();
 }

@@ -167,13 +167,12 @@ static ngx_int_t ngx_http_vibe_couch_hold(ngx_http_vibe_couch_transfer_t *t,
 static int ngx_http_vibe_couch_set_timer(CURLM *multi, long timeout,
     void *data);
 static void ngx_http_vibe_couch_timer(ngx_event_t *ev);
-static curl_socket_t ngx_http_vibe_couch_open(void *data, curlsocktype purpose,
-    struct curl_sockaddr *addr);
-static int ngx_http_vibe_couch_close(void *data, curl_socket_t s);
-static ngx_connection_t *ngx_http_vibe_couch_connection(curl_socket_t s);
 static int ngx_http_vibe_couch_watch(CURL *easy, curl_socket_t s, int what,
     void *data, void *socket);
-static ngx_int_t ngx_http_vibe_couch_watch_event(ngx_event_t *ev,
+static ngx_connection_t *ngx_http_vibe_couch_connection(curl_socket_t s);
+static ngx_connection_t *ngx_http_vibe_couch_connect(curl_socket_t s);
+static void ngx_http_vibe_couch_release(ngx_connection_t *c);
+static ngx_int_t ngx_http_vibe_couch_set_event(ngx_event_t *ev,
     ngx_int_t event, ngx_uint_t wanted);
 static void ngx_http_vibe_couch_event(ngx_event_t *ev);
 
@@ -440,7 +439,7 @@ ngx_http_vibe_couch_exit(void)
         while (!ngx_queue_empty(&couch.sockets)) {
             q = ngx_queue_head(&couch.sockets);
             c = ngx_queue_data(q, ngx_connection_t, queue);
-            (void) ngx_http_vibe_couch_close(NULL, c->fd);
+            ngx_http_vibe_couch_release(c);
         }
     }
 
@@ -596,6 +595,16 @@ ngx_http_vibe_couch_move(ngx_http_vibe_couch_transfer_t *t, ngx_uint_t list)
         ngx_queue_insert_tail(&couch.lists[list].queue, &t->queue);
         couch.lists[list].n++;
     }
+
+    /*
+     * curl counts the connections in use, too.  That of a transfer which ends
+     * is kept or not before the transfer comes here.
+     */
+
+    (void) curl_multi_setopt(couch.multi, CURLMOPT_MAXCONNECTS,
+                             (long) (NGX_HTTP_VIBE_COUCH_KEPT - 1
+                             + couch.lists[NGX_HTTP_VIBE_COUCH_SENT].n
+                             + couch.lists[NGX_HTTP_VIBE_COUCH_FEED].n));
 }
 
 
@@ -824,12 +833,7 @@ ngx_http_vibe_couch_prepare(ngx_http_vibe_couch_transfer_t *t)
                             (long) couch.conf->connect_timeout)
         || curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION,
                             ngx_http_vibe_couch_write)
-        || curl_easy_setopt(easy, CURLOPT_WRITEDATA, t)
-        || curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION,
-                            ngx_http_vibe_couch_open)
-        || curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, t)
-        || curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION,
-                            ngx_http_vibe_couch_close))
+        || curl_easy_setopt(easy, CURLOPT_WRITEDATA, t))
     {
         return NGX_ERROR;
     }
@@ -956,16 +960,6 @@ ngx_http_vibe_couch_try(ngx_http_vibe_couch_transfer_t *t)
     {
         return NGX_ERROR;
     }
-
-    /*
-     * Those at work take none of the places for kept connections; a transfer
-     * that ends is still counted when curl looks.
-     */
-
-    (void) curl_multi_setopt(couch.multi, CURLMOPT_MAXCONNECTS,
-                             (long) (NGX_HTTP_VIBE_COUCH_KEPT - 1
-                             + couch.lists[NGX_HTTP_VIBE_COUCH_SENT].n
-                             + couch.lists[NGX_HTTP_VIBE_COUCH_FEED].n));
 
     ngx_log_debug3(NGX_LOG_DEBUG_HTTP, couch.log, 0,
                    "vibe couch \"%V\" to %V, try %ui",
@@ -1109,6 +1103,11 @@ ngx_http_vibe_couch_fault(ngx_http_vibe_couch_transfer_t *t, CURLcode rc)
         return 0;
     }
 
+    if (t->no_slot) {
+        t->req->status = NGX_HTTP_SERVICE_UNAVAILABLE;
+        return 0;
+    }
+
     if (rc == CURLE_OUT_OF_MEMORY
         || rc == CURLE_URL_MALFORMAT
         || rc == CURLE_SSL_CACERT_BADFILE)
@@ -1129,10 +1128,6 @@ ngx_http_vibe_couch_fault(ngx_http_vibe_couch_transfer_t *t, CURLcode rc)
 
     } else {
         t->req->status = NGX_HTTP_SERVICE_UNAVAILABLE;
-
-        if (t->no_slot) {
-            return 0;
-        }
 
         ngx_http_vibe_couch_failing(t, NGX_HTTP_VIBE_COUCH_CONNECT, rc);
 
@@ -1647,74 +1642,51 @@ ngx_http_vibe_couch_timer(ngx_event_t *ev)
 }
 
 
-/* a socket of curl's is a connection of nginx's from its birth to its end */
-
-static curl_socket_t
-ngx_http_vibe_couch_open(void *data, curlsocktype purpose,
-    struct curl_sockaddr *addr)
-{
-    ngx_http_vibe_couch_transfer_t *t = data;
-
-    ngx_socket_t       s;
-    ngx_connection_t  *c;
-
-    s = ngx_socket(addr->family, addr->socktype, addr->protocol);
-
-    if (s == (ngx_socket_t) -1) {
-        ngx_log_error(NGX_LOG_ALERT, couch.log, ngx_socket_errno,
-                      ngx_socket_n " failed");
-        t->no_slot = 1;
-        return CURL_SOCKET_BAD;
-    }
-
-    c = ngx_get_connection(s, couch.log);
-
-    if (c == NULL) {
-
-        if (ngx_close_socket(s) == -1) {
-            ngx_log_error(NGX_LOG_ALERT, couch.log, ngx_socket_errno,
-                          ngx_close_socket_n " failed");
-        }
-
-        t->no_slot = 1;
-        return CURL_SOCKET_BAD;
-    }
-
-    c->number = ngx_atomic_fetch_add(ngx_connection_counter, 1);
-
-    c->read->handler = ngx_http_vibe_couch_event;
-    c->read->log = couch.log;
-    c->write->handler = ngx_http_vibe_couch_event;
-    c->write->log = couch.log;
-
-    /* nginx's own use of this link is for connections of clients */
-
-    ngx_queue_insert_tail(&couch.sockets, &c->queue);
-
-    return s;
-}
-
-
 static int
-ngx_http_vibe_couch_close(void *data, curl_socket_t s)
+ngx_http_vibe_couch_watch(CURL *easy, curl_socket_t s, int what, void *data,
+    void *socket)
 {
-    ngx_connection_t  *c;
+    char                            *private;
+    ngx_connection_t                *c;
+    ngx_http_vibe_couch_transfer_t  *t;
 
     c = ngx_http_vibe_couch_connection(s);
 
-    if (c != NULL) {
-        (void) ngx_http_vibe_couch_watch_event(c->read, NGX_READ_EVENT, 0);
-        (void) ngx_http_vibe_couch_watch_event(c->write, NGX_WRITE_EVENT, 0);
+    if (what == CURL_POLL_REMOVE) {
 
-        ngx_queue_remove(&c->queue);
+        if (c != NULL) {
+            ngx_http_vibe_couch_release(c);
+        }
 
-        /* in this order; without a descriptor, events are stale */
-
-        ngx_free_connection(c);
-        c->fd = (ngx_socket_t) -1;
+        return 0;
     }
 
-    return ngx_close_socket(s);
+    if (c == NULL) {
+        c = ngx_http_vibe_couch_connect(s);
+    }
+
+    if (c != NULL
+        && ngx_http_vibe_couch_set_event(c->read, NGX_READ_EVENT,
+                                         what & CURL_POLL_IN)
+           == NGX_OK
+        && ngx_http_vibe_couch_set_event(c->write, NGX_WRITE_EVENT,
+                                         what & CURL_POLL_OUT)
+           == NGX_OK)
+    {
+        return 0;
+    }
+
+    private = NULL;
+    (void) curl_easy_getinfo(easy, CURLINFO_PRIVATE, &private);
+
+    t = (ngx_http_vibe_couch_transfer_t *) (void *) private;
+
+    if (t != NULL && t->req != NULL) {
+        t->no_slot = 1;
+        ngx_post_event(&t->timer, &ngx_posted_next_events);
+    }
+
+    return 0;
 }
 
 
@@ -1739,70 +1711,82 @@ ngx_http_vibe_couch_connection(curl_socket_t s)
 }
 
 
-static int
-ngx_http_vibe_couch_watch(CURL *easy, curl_socket_t s, int what, void *data,
-    void *socket)
+/* a socket is one of nginx's connections while curl wants it watched */
+
+static ngx_connection_t *
+ngx_http_vibe_couch_connect(curl_socket_t s)
 {
-    char                            *private;
-    ngx_connection_t                *c;
-    ngx_http_vibe_couch_transfer_t  *t;
+    ngx_connection_t  *c;
 
-    c = ngx_http_vibe_couch_connection(s);
-
+    c = ngx_get_connection(s, couch.log);
     if (c == NULL) {
-        return 0;
+        return NULL;
     }
 
-    /* CURL_POLL_REMOVE is neither: the descriptor may be kept */
+    c->number = ngx_atomic_fetch_add(ngx_connection_counter, 1);
 
-    if (ngx_http_vibe_couch_watch_event(c->read, NGX_READ_EVENT,
-                                        what == CURL_POLL_IN
-                                        || what == CURL_POLL_INOUT)
-        == NGX_OK
-        && ngx_http_vibe_couch_watch_event(c->write, NGX_WRITE_EVENT,
-                                           what == CURL_POLL_OUT
-                                           || what == CURL_POLL_INOUT)
-           == NGX_OK)
-    {
-        return 0;
+    c->read->handler = ngx_http_vibe_couch_event;
+    c->read->log = couch.log;
+    c->write->handler = ngx_http_vibe_couch_event;
+    c->write->log = couch.log;
+
+    /* nginx's own use of this link is for connections of clients */
+
+    ngx_queue_insert_tail(&couch.sockets, &c->queue);
+
+    return c;
+}
+
+
+/*
+ * The descriptor is curl's: it may be kept open, and it may be closed already
+ * if it was not connected yet.
+ */
+
+static void
+ngx_http_vibe_couch_release(ngx_connection_t *c)
+{
+    if (fcntl(c->fd, F_GETFD) == -1) {
+
+        if (c->read->active) {
+            (void) ngx_del_event(c->read, NGX_READ_EVENT, NGX_CLOSE_EVENT);
+        }
+
+        if (c->write->active) {
+            (void) ngx_del_event(c->write, NGX_WRITE_EVENT, NGX_CLOSE_EVENT);
+        }
     }
 
-    private = NULL;
-    (void) curl_easy_getinfo(easy, CURLINFO_PRIVATE, &private);
+    (void) ngx_http_vibe_couch_set_event(c->read, NGX_READ_EVENT, 0);
+    (void) ngx_http_vibe_couch_set_event(c->write, NGX_WRITE_EVENT, 0);
 
-    t = (ngx_http_vibe_couch_transfer_t *) (void *) private;
+    ngx_queue_remove(&c->queue);
 
-    if (t != NULL && t->req != NULL) {
-        t->no_slot = 1;
-        ngx_post_event(&t->timer, &ngx_posted_next_events);
-    }
+    /* in this order; events of what has no descriptor are stale */
 
-    return 0;
+    ngx_free_connection(c);
+    c->fd = (ngx_socket_t) -1;
 }
 
 
 /*
  * curl wants level-triggered events, which ngx_handle_read_event() would not
- * make, and an event to be gone, not only its descriptor to be closed soon.
+ * make, and none from a descriptor that it keeps.
  */
 
 static ngx_int_t
-ngx_http_vibe_couch_watch_event(ngx_event_t *ev, ngx_int_t event,
+ngx_http_vibe_couch_set_event(ngx_event_t *ev, ngx_int_t event,
     ngx_uint_t wanted)
 {
-    if (wanted && !ev->active) {
-        return ngx_add_event(ev, event, NGX_LEVEL_EVENT);
+    if (wanted) {
+        return ev->active ? NGX_OK : ngx_add_event(ev, event, NGX_LEVEL_EVENT);
     }
 
-    if (!wanted && ev->posted) {
+    if (ev->posted) {
         ngx_delete_posted_event(ev);
     }
 
-    if (!wanted && ev->active) {
-        return ngx_del_event(ev, event, 0);
-    }
-
-    return NGX_OK;
+    return ev->active ? ngx_del_event(ev, event, 0) : NGX_OK;
 }
 
 

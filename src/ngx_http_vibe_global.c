@@ -4,10 +4,6 @@
 #include "ngx_http_vibe_database.h"
 
 
-/* of which documents "global" is the copy; not in its changes */
-#define NGX_HTTP_VIBE_MARK  "/_local/vibe_global"
-
-
 /* making sure of "global": one at a time in a worker, others wait for it */
 
 typedef struct {

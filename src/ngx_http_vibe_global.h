@@ -29,6 +29,10 @@
 #define NGX_HTTP_VIBE_INDEX_LOOK    1000
 
 
+/* says of which "global" it is the mark; not in its changes */
+#define NGX_HTTP_VIBE_MARK  "/_local/vibe_global"
+
+
 /* one who waits for "global"; "failed" is NULL or the call that failed */
 
 typedef struct {

@@ -528,6 +528,64 @@ ngx_http_vibe_global_id(ngx_pool_t *pool, ngx_str_t *did, ngx_str_t *id,
 
 
 ngx_int_t
+ngx_http_vibe_global_split(ngx_pool_t *pool, ngx_str_t *global,
+    ngx_str_t *did, ngx_str_t *id)
+{
+    u_char  *p, *d, *last;
+
+    last = global->data + global->len;
+
+    for (p = last; p > global->data && p[-1] != ':'; p--) { /* void */ }
+
+    if (p <= global->data + 1 || p == last) {
+        return NGX_DECLINED;
+    }
+
+    did->data = global->data;
+    did->len = p - 1 - global->data;
+
+    if (!ngx_http_vibe_is_did(did)) {
+        return NGX_DECLINED;
+    }
+
+    d = ngx_pnalloc(pool, last - p);
+    if (d == NULL) {
+        return NGX_ERROR;
+    }
+
+    id->data = d;
+
+    while (p < last) {
+
+        if (*p != '%') {
+            *d++ = *p++;
+            continue;
+        }
+
+        if (last - p < 3) {
+            return NGX_DECLINED;
+        }
+
+        if (ngx_memcmp(p, "%25", 3) == 0) {
+            *d++ = '%';
+
+        } else if (ngx_memcmp(p, "%3A", 3) == 0) {
+            *d++ = ':';
+
+        } else {
+            return NGX_DECLINED;
+        }
+
+        p += 3;
+    }
+
+    id->len = d - id->data;
+
+    return NGX_OK;
+}
+
+
+ngx_int_t
 ngx_http_vibe_new_id(ngx_pool_t *pool, ngx_str_t *collection, ngx_str_t *id)
 {
     u_char      *p, random[NGX_HTTP_VIBE_ID_RANDOM];
@@ -588,22 +646,29 @@ ngx_http_vibe_db_path(ngx_pool_t *pool, ngx_str_t *db, const char *suffix,
     u_char     *p;
     ngx_str_t   segment;
 
-    if (ngx_http_vibe_escape_segment(pool, db, &segment) != NGX_OK) {
+    ngx_str_null(&segment);
+
+    if (db != NULL
+        && ngx_http_vibe_escape_segment(pool, db, &segment) != NGX_OK)
+    {
         return NGX_ERROR;
     }
 
-    path->len = 1 + segment.len + ngx_strlen(suffix);
-
-    p = ngx_pnalloc(pool, path->len);
+    p = ngx_pnalloc(pool, 1 + segment.len + ngx_strlen(suffix));
     if (p == NULL) {
         return NGX_ERROR;
     }
 
     path->data = p;
 
-    *p++ = '/';
-    p = ngx_cpymem(p, segment.data, segment.len);
-    ngx_memcpy(p, suffix, ngx_strlen(suffix));
+    if (db != NULL) {
+        *p++ = '/';
+        p = ngx_cpymem(p, segment.data, segment.len);
+    }
+
+    p = ngx_cpymem(p, suffix, ngx_strlen(suffix));
+
+    path->len = p - path->data;
 
     return NGX_OK;
 }

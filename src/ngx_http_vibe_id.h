@@ -100,6 +100,13 @@ ngx_int_t ngx_http_vibe_global_id(ngx_pool_t *pool, ngx_str_t *did,
     ngx_str_t *id, ngx_str_t *global);
 
 /*
+ * Splits a global id.  From the pool; NGX_OK; NGX_DECLINED: it is none;
+ * NGX_ERROR: no memory.
+ */
+ngx_int_t ngx_http_vibe_global_split(ngx_pool_t *pool, ngx_str_t *global,
+    ngx_str_t *did, ngx_str_t *id);
+
+/*
  * A new id, "<collection>/<milliseconds>-<random>", the random part 128 bits
  * of OpenSSL's generator in hexadecimal: nobody else makes the same one.
  * From the pool; NGX_OK or NGX_ERROR.
@@ -118,9 +125,9 @@ ngx_int_t ngx_http_vibe_escape_segment(ngx_pool_t *pool, ngx_str_t *src,
     ngx_str_t *dst);
 
 /*
- * The path "/<db><suffix>" of a request to CouchDB: the database's name is
- * escaped, the suffix goes as it is, so ids belong into bodies.  From the
- * pool; NGX_OK or NGX_ERROR.
+ * The path "/<db><suffix>" of a request to CouchDB, or the suffix alone where
+ * "db" is NULL: the database's name is escaped, the suffix goes as it is, so
+ * ids belong into bodies.  From the pool; NGX_OK or NGX_ERROR.
  */
 ngx_int_t ngx_http_vibe_db_path(ngx_pool_t *pool, ngx_str_t *db,
     const char *suffix, ngx_str_t *path);

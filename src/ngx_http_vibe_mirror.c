@@ -23,6 +23,7 @@ struct ngx_http_vibe_batch_s {
     ngx_http_vibe_mirror_row_t **rows;
     ngx_uint_t                   n;
     uint32_t                     seen[32];     /* ids, a bit for each hash */
+    unsigned                     failed:1;     /* as a whole */
 };
 
 
@@ -813,6 +814,8 @@ ngx_http_vibe_mirror_written(ngx_http_vibe_couch_t *couch)
         ngx_http_vibe_global_gone(ms->vmcf);
 
     } else if (rc != NGX_OK) {
+        b->failed = 1;
+
         ngx_log_error(NGX_LOG_ERR, b->pool->log, 0,
                       "mirrors are pending: couchdb answered \"%V\" with %ui",
                       &call.path, call.status);
@@ -861,10 +864,12 @@ ngx_http_vibe_mirror_results(ngx_http_vibe_batch_t *b)
         default:
             rc = NGX_ERROR;
 
-            if (out[i].status < NGX_HTTP_BAD_GATEWAY) {
+            if (!b->failed && out[i].status < NGX_HTTP_BAD_GATEWAY) {
                 ngx_log_error(NGX_LOG_ERR, b->pool->log, 0,
                               "a mirror is pending: couchdb answered %ui",
                               out[i].status);
+
+                row->state.refused = 1;
             }
         }
 

@@ -45,6 +45,7 @@ ngx_http_vibe_state_learned(ngx_http_vibe_state_t *st, ngx_log_t *log)
         ngx_log_error(NGX_LOG_ERR, log, 0,
                       "\"%V\" in global has the format of a newer version "
                       "and is left alone", &st->global);
+        st->refused = 1;
         return NGX_HTTP_VIBE_FAILED;
     }
 

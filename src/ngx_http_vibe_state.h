@@ -81,6 +81,7 @@ typedef struct {
     unsigned                   copied:1;     /* "global" has a copy */
     unsigned                   written:1;    /* it was not as it should be */
     unsigned                   uncollected:1;
+    unsigned                   refused:1;    /* failed, and would again */
 
     /* while it works; the leaves stay until the next step was taken */
 

@@ -82,9 +82,10 @@ static void ngx_http_vibe_write_refuse(ngx_http_vibe_write_row_t *row,
 ngx_int_t
 ngx_http_vibe_write(ngx_http_request_t *r, ngx_http_vibe_ctx_t *ctx)
 {
-    ngx_int_t               rc;
-    const char             *reason;
-    ngx_http_vibe_write_t  *w;
+    ngx_int_t                   rc;
+    const char                 *reason;
+    ngx_http_vibe_write_t      *w;
+    ngx_http_vibe_main_conf_t  *vmcf;
 
     w = ngx_pcalloc(r->pool, sizeof(ngx_http_vibe_write_t));
     if (w == NULL) {
@@ -100,6 +101,10 @@ ngx_http_vibe_write(ngx_http_request_t *r, ngx_http_vibe_ctx_t *ctx)
     }
 
     if (rc != NGX_OK) {
+        vmcf = ngx_http_get_module_main_conf(r, ngx_http_vibe_module);
+
+        ngx_http_vibe_zone_count(vmcf->zone, NGX_HTTP_VIBE_WRITES_REFUSED, 1);
+
         return ngx_http_vibe_error_text(r, rc, reason);
     }
 

@@ -1,0 +1,792 @@
+
+#include "ngx_http_vibe_repair.h"
+#include "ngx_http_vibe_ask.h"
+#include "ngx_http_vibe_check.h"
+#include "ngx_http_vibe_follow.h"
+#include "ngx_http_vibe_global.h"
+#include "ngx_http_vibe_lease.h"
+#include "ngx_http_vibe_pass.h"
+#include "ngx_http_vibe_target.h"
+#include "ngx_http_vibe_walk.h"
+
+
+/* a change of "global" that no mirror of this host's has told of */
+
+typedef struct {
+    ngx_queue_t                  queue;
+    ngx_msec_t                   at;
+    ngx_str_t                    id;         /* both behind this struct */
+    ngx_str_t                    rev;
+} ngx_http_vibe_stray_t;
+
+
+typedef struct {
+    ngx_http_vibe_main_conf_t   *vmcf;
+    ngx_event_t                  event;
+    ngx_connection_t             dumb;
+
+    ngx_http_vibe_global_wait_t  global;
+    ngx_http_vibe_follow_t       updates;
+    ngx_http_vibe_follow_t       changes;    /* of "global" */
+    ngx_http_vibe_targets_t      targets;
+    ngx_http_vibe_pass_t         pass;
+
+    ngx_queue_t                  strays;
+    ngx_uint_t                   nstrays;
+    ngx_http_vibe_walk_t        *walk;       /* of strays */
+    ngx_queue_t                  walked;     /* those it is about */
+    ngx_uint_t                   failures;
+    ngx_msec_t                   retry;      /* a walk that failed */
+
+    ngx_msec_t                   swept;      /* when the last sweep began */
+    u_char                       id[NGX_HTTP_VIBE_GLOBAL_ID];
+
+    unsigned                     leads:1;
+    unsigned                     making:1;
+    unsigned                     ready:1;    /* "global" is there */
+    unsigned                     anew:1;     /* "global" is another one */
+    unsigned                     scanning:1; /* there is no _db_updates */
+    unsigned                     warned:1;
+    unsigned                     pass_due:1;
+    unsigned                     walk_due:1;
+} ngx_http_vibe_repair_t;
+
+
+static void ngx_http_vibe_repair_lead(ngx_uint_t leads);
+static void ngx_http_vibe_repair_begin(void);
+static void ngx_http_vibe_repair_cease(void);
+static void ngx_http_vibe_repair_tick(ngx_event_t *ev);
+static void ngx_http_vibe_repair_make(void);
+static void ngx_http_vibe_repair_made(void *data,
+    ngx_http_vibe_call_t *failed);
+static void ngx_http_vibe_repair_follow(void);
+static void ngx_http_vibe_repair_update(ngx_http_vibe_follow_t *f,
+    ngx_http_vibe_json_t *line);
+static void ngx_http_vibe_repair_updates_ended(ngx_http_vibe_follow_t *f,
+    ngx_uint_t status);
+static void ngx_http_vibe_repair_change(ngx_http_vibe_follow_t *f,
+    ngx_http_vibe_json_t *line);
+static void ngx_http_vibe_repair_changes_ended(ngx_http_vibe_follow_t *f,
+    ngx_uint_t status);
+static void ngx_http_vibe_repair_stray(ngx_str_t *id, ngx_str_t *rev);
+static void ngx_http_vibe_repair_walk(void);
+static void ngx_http_vibe_repair_walked(ngx_http_vibe_walk_t *w,
+    ngx_int_t rc);
+static void ngx_http_vibe_repair_forget(ngx_queue_t *strays);
+static void ngx_http_vibe_repair_checks(void);
+static void ngx_http_vibe_repair_check(ngx_http_vibe_target_t *t);
+static void ngx_http_vibe_repair_checked(ngx_http_vibe_check_t *c,
+    ngx_int_t rc);
+static void ngx_http_vibe_repair_failed(ngx_http_vibe_target_t *t);
+static void ngx_http_vibe_repair_pass(void);
+static void ngx_http_vibe_repair_gauges(void);
+
+
+static ngx_http_vibe_repair_t  ngx_http_vibe_repair;
+
+
+ngx_int_t
+ngx_http_vibe_repair_init(ngx_http_vibe_main_conf_t *vmcf)
+{
+    ngx_http_vibe_repair_t *r = &ngx_http_vibe_repair;
+
+    ngx_memzero(r, sizeof(ngx_http_vibe_repair_t));
+
+    r->vmcf = vmcf;
+    r->global.handler = ngx_http_vibe_repair_made;
+
+    r->dumb.fd = (ngx_socket_t) -1;
+
+    r->event.handler = ngx_http_vibe_repair_tick;
+    r->event.data = &r->dumb;
+    r->event.log = ngx_cycle->log;
+    r->event.cancelable = 1;
+
+    ngx_queue_init(&r->strays);
+    ngx_queue_init(&r->walked);
+    ngx_http_vibe_targets_init(&r->targets);
+
+    return ngx_http_vibe_lease_init(vmcf, ngx_http_vibe_repair_lead);
+}
+
+
+void
+ngx_http_vibe_repair_exit(void)
+{
+    /* which ceases first, if this worker leads */
+
+    ngx_http_vibe_lease_exit();
+}
+
+
+static void
+ngx_http_vibe_repair_lead(ngx_uint_t leads)
+{
+    if (leads) {
+        ngx_http_vibe_repair_begin();
+
+    } else {
+        ngx_http_vibe_repair_cease();
+    }
+}
+
+
+static void
+ngx_http_vibe_repair_begin(void)
+{
+    ngx_http_vibe_repair_t *r = &ngx_http_vibe_repair;
+
+    r->leads = 1;
+    r->ready = 0;
+    r->anew = 0;
+    r->scanning = 0;
+    r->pass_due = 1;
+    r->walk_due = 1;
+    r->swept = ngx_current_msec;
+
+    /* which "global" it is may have been learned long ago */
+
+    r->vmcf->copies = 0;
+
+    ngx_http_vibe_pass_init(&r->pass, r->vmcf, &r->targets);
+
+    ngx_add_timer(&r->event, 1);
+}
+
+
+static void
+ngx_http_vibe_repair_cease(void)
+{
+    ngx_http_vibe_repair_t *r = &ngx_http_vibe_repair;
+
+    if (!r->leads) {
+        return;
+    }
+
+    r->leads = 0;
+
+    if (r->event.timer_set) {
+        ngx_del_timer(&r->event);
+    }
+
+    ngx_http_vibe_follow_end(&r->updates);
+    ngx_http_vibe_follow_end(&r->changes);
+    ngx_http_vibe_pass_end(&r->pass);
+
+    if (r->walk != NULL) {
+        ngx_http_vibe_walk_end(r->walk);
+        r->walk = NULL;
+    }
+
+    ngx_http_vibe_repair_forget(&r->walked);
+    ngx_http_vibe_repair_forget(&r->strays);
+    ngx_http_vibe_targets_end(&r->targets);
+
+    ngx_http_vibe_repair_gauges();
+}
+
+
+static void
+ngx_http_vibe_repair_tick(ngx_event_t *ev)
+{
+    ngx_http_vibe_repair_t *r = &ngx_http_vibe_repair;
+
+    ngx_add_timer(ev, NGX_HTTP_VIBE_REPAIR_TICK);
+
+    /* a worker has found it gone, or repair has not begun */
+
+    if (r->ready
+        && r->pass.complete
+        && !ngx_http_vibe_zone_get(r->vmcf->zone, NGX_HTTP_VIBE_COMPLETE))
+    {
+        r->ready = 0;
+        r->vmcf->copies = 0;
+    }
+
+    if (!r->ready || r->vmcf->copies == 0) {
+        ngx_http_vibe_repair_make();
+        return;
+    }
+
+    ngx_http_vibe_repair_checks();
+    ngx_http_vibe_repair_walk();
+    ngx_http_vibe_repair_pass();
+    ngx_http_vibe_repair_gauges();
+}
+
+
+static void
+ngx_http_vibe_repair_make(void)
+{
+    ngx_int_t                rc;
+    ngx_http_vibe_repair_t  *r;
+
+    r = &ngx_http_vibe_repair;
+
+    if (r->making
+        || (ngx_msec_int_t) (r->retry - ngx_current_msec) > 0)
+    {
+        return;
+    }
+
+    rc = ngx_http_vibe_global_make(&r->global);
+
+    if (rc == NGX_AGAIN) {
+        r->making = 1;
+        return;
+    }
+
+    if (rc == NGX_OK) {
+        ngx_http_vibe_repair_made(NULL, NULL);
+    }
+}
+
+
+static void
+ngx_http_vibe_repair_made(void *data, ngx_http_vibe_call_t *failed)
+{
+    ngx_http_vibe_repair_t *r = &ngx_http_vibe_repair;
+
+    r->making = 0;
+
+    if (!r->leads) {
+        return;
+    }
+
+    if (failed != NULL) {
+        r->retry = ngx_current_msec
+                   + ngx_http_vibe_couch_backoff(++r->failures,
+                                                 NGX_HTTP_VIBE_REPAIR_FIRST,
+                                                 NGX_HTTP_VIBE_REPAIR_LAST
+                                                 / 20);
+        return;
+    }
+
+    r->failures = 0;
+
+    if (r->ready
+        && ngx_memcmp(r->id, r->vmcf->global_id, NGX_HTTP_VIBE_GLOBAL_ID)
+           == 0)
+    {
+        return;
+    }
+
+    /* checkpoints were for another one, and so was what was remembered */
+
+    ngx_memcpy(r->id, r->vmcf->global_id, NGX_HTTP_VIBE_GLOBAL_ID);
+
+    ngx_http_vibe_targets_end(&r->targets);
+    ngx_http_vibe_pass_end(&r->pass);
+    ngx_http_vibe_pass_init(&r->pass, r->vmcf, &r->targets);
+
+    ngx_http_vibe_follow_end(&r->updates);
+    ngx_http_vibe_follow_end(&r->changes);
+    ngx_http_vibe_repair_follow();
+
+    r->ready = 1;
+    r->pass_due = 1;
+    r->walk_due = 1;
+}
+
+
+static void
+ngx_http_vibe_repair_follow(void)
+{
+    ngx_http_vibe_repair_t *r = &ngx_http_vibe_repair;
+
+    ngx_memzero(&r->updates, sizeof(ngx_http_vibe_follow_t));
+    ngx_memzero(&r->changes, sizeof(ngx_http_vibe_follow_t));
+
+    r->updates.path = "/_db_updates";
+    r->updates.now = "now";
+    r->updates.line = ngx_http_vibe_repair_update;
+    r->updates.ended = ngx_http_vibe_repair_updates_ended;
+
+    r->changes.path = "/" NGX_HTTP_VIBE_GLOBAL "/_changes";
+    r->changes.now = "now";
+    r->changes.line = ngx_http_vibe_repair_change;
+    r->changes.ended = ngx_http_vibe_repair_changes_ended;
+
+    if (ngx_http_vibe_follow(&r->updates, r->vmcf->zone) != NGX_OK
+        || ngx_http_vibe_follow(&r->changes, r->vmcf->zone) != NGX_OK)
+    {
+        ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, 0,
+                      "repair has no memory to follow couchdb");
+    }
+
+    r->scanning = 0;
+
+    ngx_http_vibe_zone_set(r->vmcf->zone, NGX_HTTP_VIBE_DB_UPDATES, 1);
+}
+
+
+static void
+ngx_http_vibe_repair_update(ngx_http_vibe_follow_t *f,
+    ngx_http_vibe_json_t *line)
+{
+    ngx_int_t                rc;
+    ngx_str_t                did;
+    ngx_http_vibe_json_t    *name, *type;
+    ngx_http_vibe_repair_t  *r;
+    ngx_http_vibe_target_t  *t;
+
+    r = &ngx_http_vibe_repair;
+
+    name = ngx_http_vibe_json_get(line, "db_name");
+    type = ngx_http_vibe_json_get(line, "type");
+
+    if (name == NULL || name->type != NGX_HTTP_VIBE_JSON_STRING) {
+        return;
+    }
+
+    if (ngx_http_vibe_same(&name->string, &ngx_http_vibe_global)) {
+
+        if (!ngx_http_vibe_json_is_string(type, "updated")) {
+            ngx_http_vibe_global_gone(r->vmcf);
+        }
+
+        return;
+    }
+
+    rc = ngx_http_vibe_check_named(r->vmcf, f->lines, &name->string, &did);
+
+    if (rc != NGX_OK && rc != NGX_DECLINED) {
+        return;
+    }
+
+    t = ngx_http_vibe_target_due(&r->targets, &name->string,
+                                 NGX_HTTP_VIBE_REPAIR_DELAY);
+
+    if (t == NULL) {
+
+        /* too many at once: a pass finds them */
+
+        r->pass_due = 1;
+        return;
+    }
+
+    if (!ngx_http_vibe_json_is_string(type, "updated")) {
+        t->reset = 1;
+    }
+}
+
+
+static void
+ngx_http_vibe_repair_updates_ended(ngx_http_vibe_follow_t *f,
+    ngx_uint_t status)
+{
+    ngx_http_vibe_repair_t *r = &ngx_http_vibe_repair;
+
+    /* what happens before it is there again, a pass finds */
+
+    r->pass_due = 1;
+
+    if (status != NGX_HTTP_NOT_FOUND) {
+        r->scanning = 0;
+        ngx_http_vibe_zone_set(r->vmcf->zone, NGX_HTTP_VIBE_DB_UPDATES,
+                               status == NGX_HTTP_OK);
+        return;
+    }
+
+    r->scanning = 1;
+    ngx_http_vibe_zone_set(r->vmcf->zone, NGX_HTTP_VIBE_DB_UPDATES, 0);
+
+    if (!r->warned) {
+        r->warned = 1;
+
+        ngx_log_error(NGX_LOG_WARN, ngx_cycle->log, 0,
+                      "couchdb has no _db_updates: repair looks at %i "
+                      "databases a second (vibe_scan_rate) instead; \"curl -X "
+                      "PUT http://user:password@couchdb:5984/_global_changes\""
+                      " makes it", r->vmcf->scan_rate);
+    }
+}
+
+
+/* what a mirror of this host has written it knows; else somebody else did */
+
+static void
+ngx_http_vibe_repair_change(ngx_http_vibe_follow_t *f,
+    ngx_http_vibe_json_t *line)
+{
+    ngx_http_vibe_json_t  *id, *rev;
+
+    id = ngx_http_vibe_json_get(line, "id");
+    rev = ngx_http_vibe_json_get(line, "changes");
+    rev = ngx_http_vibe_json_get(rev ? rev->child : NULL, "rev");
+
+    if (id == NULL
+        || id->type != NGX_HTTP_VIBE_JSON_STRING
+        || id->string.len == 0
+        || id->string.data[0] == '_'
+        || rev == NULL
+        || rev->type != NGX_HTTP_VIBE_JSON_STRING)
+    {
+        return;
+    }
+
+    if (!ngx_http_vibe_zone_knows_copy(ngx_http_vibe_repair.vmcf->zone,
+                                       &id->string, &rev->string))
+    {
+        ngx_http_vibe_repair_stray(&id->string, &rev->string);
+    }
+}
+
+
+static void
+ngx_http_vibe_repair_changes_ended(ngx_http_vibe_follow_t *f,
+    ngx_uint_t status)
+{
+    ngx_http_vibe_repair_t *r = &ngx_http_vibe_repair;
+
+    if (status == NGX_HTTP_NOT_FOUND) {
+        ngx_http_vibe_global_gone(r->vmcf);
+
+    } else if (status == NGX_HTTP_BAD_REQUEST) {
+
+        /* a sequence of another "global" */
+
+        ngx_http_vibe_follow_since(f, NULL);
+        r->vmcf->copies = 0;
+        r->walk_due = 1;
+    }
+}
+
+
+static void
+ngx_http_vibe_repair_stray(ngx_str_t *id, ngx_str_t *rev)
+{
+    ngx_http_vibe_stray_t   *stray;
+    ngx_http_vibe_repair_t  *r;
+
+    r = &ngx_http_vibe_repair;
+
+    if (r->nstrays >= NGX_HTTP_VIBE_REPAIR_ROWS) {
+        r->walk_due = 1;
+        r->pass_due = 1;
+        return;
+    }
+
+    stray = ngx_alloc(sizeof(ngx_http_vibe_stray_t) + id->len + rev->len,
+                      ngx_cycle->log);
+    if (stray == NULL) {
+        r->walk_due = 1;
+        r->pass_due = 1;
+        return;
+    }
+
+    stray->at = ngx_current_msec + NGX_HTTP_VIBE_REPAIR_DELAY;
+
+    stray->id.len = id->len;
+    stray->id.data = (u_char *) stray + sizeof(ngx_http_vibe_stray_t);
+    stray->rev.len = rev->len;
+    stray->rev.data = ngx_cpymem(stray->id.data, id->data, id->len);
+    ngx_memcpy(stray->rev.data, rev->data, rev->len);
+
+    ngx_queue_insert_tail(&r->strays, &stray->queue);
+    r->nstrays++;
+}
+
+
+/* those that nobody has told of meanwhile */
+
+static void
+ngx_http_vibe_repair_walk(void)
+{
+    ngx_uint_t               n;
+    ngx_queue_t             *q;
+    ngx_http_vibe_stray_t   *stray;
+    ngx_http_vibe_repair_t  *r;
+
+    r = &ngx_http_vibe_repair;
+
+    if (r->walk != NULL
+        || ngx_queue_empty(&r->strays)
+        || (ngx_msec_int_t) (r->retry - ngx_current_msec) > 0)
+    {
+        return;
+    }
+
+    n = 0;
+
+    while (n < NGX_HTTP_VIBE_REPAIR_WALK && !ngx_queue_empty(&r->strays)) {
+
+        q = ngx_queue_head(&r->strays);
+        stray = ngx_queue_data(q, ngx_http_vibe_stray_t, queue);
+
+        if ((ngx_msec_int_t) (stray->at - ngx_current_msec) > 0) {
+            break;
+        }
+
+        ngx_queue_remove(q);
+
+        if (ngx_http_vibe_zone_knows_copy(r->vmcf->zone, &stray->id,
+                                          &stray->rev))
+        {
+            r->nstrays--;
+            ngx_free(stray);
+            continue;
+        }
+
+        if (r->walk == NULL) {
+            r->walk = ngx_http_vibe_walk_create(r->vmcf,
+                                                NGX_HTTP_VIBE_REPAIR_WALK,
+                                                ngx_http_vibe_repair_walked,
+                                                r);
+        }
+
+        if (r->walk == NULL
+            || ngx_http_vibe_walk_add(r->walk, &stray->id) != NGX_OK)
+        {
+            ngx_queue_insert_head(&r->strays, q);
+            break;
+        }
+
+        ngx_queue_insert_tail(&r->walked, q);
+        n++;
+    }
+
+    if (n) {
+        ngx_http_vibe_walk(r->walk);
+
+    } else if (r->walk != NULL) {
+        ngx_http_vibe_walk_end(r->walk);
+        r->walk = NULL;
+    }
+}
+
+
+static void
+ngx_http_vibe_repair_walked(ngx_http_vibe_walk_t *w, ngx_int_t rc)
+{
+    ngx_queue_t             *q;
+    ngx_http_vibe_repair_t  *r;
+
+    r = w->data;
+
+    ngx_http_vibe_walk_end(w);
+    r->walk = NULL;
+
+    if (rc == NGX_OK) {
+        r->failures = 0;
+        ngx_http_vibe_repair_forget(&r->walked);
+        return;
+    }
+
+    while (!ngx_queue_empty(&r->walked)) {
+        q = ngx_queue_last(&r->walked);
+        ngx_queue_remove(q);
+        ngx_queue_insert_head(&r->strays, q);
+    }
+
+    r->retry = ngx_current_msec
+               + ngx_http_vibe_couch_backoff(++r->failures,
+                                             NGX_HTTP_VIBE_REPAIR_FIRST,
+                                             NGX_HTTP_VIBE_REPAIR_LAST / 20);
+}
+
+
+static void
+ngx_http_vibe_repair_forget(ngx_queue_t *strays)
+{
+    ngx_queue_t            *q;
+    ngx_http_vibe_stray_t  *stray;
+
+    while (!ngx_queue_empty(strays)) {
+        q = ngx_queue_head(strays);
+        stray = ngx_queue_data(q, ngx_http_vibe_stray_t, queue);
+
+        ngx_queue_remove(q);
+        ngx_free(stray);
+
+        ngx_http_vibe_repair.nstrays--;
+    }
+}
+
+
+static void
+ngx_http_vibe_repair_checks(void)
+{
+    ngx_http_vibe_repair_t  *r;
+    ngx_http_vibe_target_t  *t;
+
+    r = &ngx_http_vibe_repair;
+
+    while (r->targets.nrunning < NGX_HTTP_VIBE_REPAIR_CHECKS) {
+
+        t = ngx_http_vibe_target_next(&r->targets);
+
+        if (t == NULL) {
+            return;
+        }
+
+        ngx_http_vibe_repair_check(t);
+    }
+}
+
+
+static void
+ngx_http_vibe_repair_check(ngx_http_vibe_target_t *t)
+{
+    ngx_uint_t               save;
+    ngx_http_vibe_repair_t  *r;
+
+    r = &ngx_http_vibe_repair;
+
+    if (t->reset) {
+
+        /* deleted, or made anew: the owner may be another one too */
+
+        t->reset = 0;
+        t->info = 0;
+        ngx_http_vibe_target_keep(&t->seq, NULL);
+        ngx_http_vibe_target_keep(&t->did, NULL);
+    }
+
+    save = (t->seq.len == 0
+            || ngx_current_msec - t->saved >= NGX_HTTP_VIBE_REPAIR_SAVE);
+
+    t->check = ngx_http_vibe_check(r->vmcf, &t->node.str, &t->did, &t->seq,
+                                   save, ngx_http_vibe_repair_checked, t);
+
+    if (t->check == NULL) {
+        ngx_http_vibe_repair_failed(t);
+    }
+}
+
+
+static void
+ngx_http_vibe_repair_checked(ngx_http_vibe_check_t *c, ngx_int_t rc)
+{
+    ngx_http_vibe_target_t *t = c->data;
+
+    ngx_http_vibe_repair_t  *r;
+
+    r = &ngx_http_vibe_repair;
+
+    t->check = NULL;
+
+    if (rc != NGX_OK) {
+        ngx_http_vibe_check_end(c);
+        ngx_http_vibe_repair_failed(t);
+        ngx_http_vibe_repair_checks();
+        return;
+    }
+
+    if (c->missing && c->did.len == 0) {
+
+        /* of its copies only a walk through all of "global" can tell */
+
+        r->walk_due = 1;
+        r->pass_due = 1;
+    }
+
+    if (c->saved) {
+        t->saved = ngx_current_msec;
+        t->dirty = 0;
+
+    } else if (!ngx_http_vibe_same(&t->seq, &c->seq)) {
+        t->dirty = 1;
+    }
+
+    ngx_http_vibe_target_keep(&t->seq, c->unowned ? NULL : &c->seq);
+    ngx_http_vibe_target_keep(&t->did, c->unowned ? NULL : &c->did);
+
+    ngx_http_vibe_pass_checked(&r->pass, t, c->unowned);
+    ngx_http_vibe_check_end(c);
+    ngx_http_vibe_target_done(&r->targets, t);
+
+    if (t->dirty && t->state == NGX_HTTP_VIBE_TARGET_IDLE) {
+
+        /* so that it gets saved although nothing more happens */
+
+        (void) ngx_http_vibe_target_due(&r->targets, &t->node.str,
+                                        NGX_HTTP_VIBE_REPAIR_SAVE);
+        t->since = 0;
+    }
+
+    ngx_http_vibe_repair_checks();
+}
+
+
+static void
+ngx_http_vibe_repair_failed(ngx_http_vibe_target_t *t)
+{
+    ngx_msec_t               delay;
+    ngx_http_vibe_repair_t  *r;
+
+    r = &ngx_http_vibe_repair;
+
+    delay = ngx_http_vibe_couch_backoff(++t->failures,
+                                        NGX_HTTP_VIBE_REPAIR_FIRST,
+                                        NGX_HTTP_VIBE_REPAIR_LAST);
+
+    if (t->failures == NGX_HTTP_VIBE_REPAIR_FAILURES) {
+        ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, 0,
+                      "repair of \"%V\" failed %d times, and goes on trying",
+                      &t->node.str, NGX_HTTP_VIBE_REPAIR_FAILURES);
+
+        ngx_http_vibe_pass_given_up(&r->pass, t);
+    }
+
+    /* what was remembered may be why */
+
+    ngx_http_vibe_target_keep(&t->seq, NULL);
+
+    ngx_http_vibe_target_retry(&r->targets, t, delay);
+}
+
+
+static void
+ngx_http_vibe_repair_pass(void)
+{
+    ngx_uint_t               sweep;
+    ngx_http_vibe_repair_t  *r;
+
+    r = &ngx_http_vibe_repair;
+
+    if (ngx_http_vibe_pass_going(&r->pass)) {
+        ngx_http_vibe_pass_step(&r->pass);
+        return;
+    }
+
+    sweep = (ngx_current_msec - r->swept >= r->vmcf->sweep);
+
+    if (!r->pass_due && !r->walk_due && !sweep && !r->scanning) {
+        return;
+    }
+
+    if (sweep) {
+        r->swept = ngx_current_msec;
+        r->walk_due = 1;
+    }
+
+    /* the pace is for what is done without need */
+
+    ngx_http_vibe_pass_begin(&r->pass, r->walk_due,
+                             r->pass_due ? 0 : (ngx_uint_t)
+                                               r->vmcf->scan_rate);
+    r->pass_due = 0;
+    r->walk_due = 0;
+}
+
+
+static void
+ngx_http_vibe_repair_gauges(void)
+{
+    time_t                   since;
+    ngx_http_vibe_zone_t    *zone;
+    ngx_http_vibe_repair_t  *r;
+
+    r = &ngx_http_vibe_repair;
+    zone = r->vmcf->zone;
+
+    since = ngx_http_vibe_targets_since(&r->targets);
+
+    ngx_http_vibe_zone_set(zone, NGX_HTTP_VIBE_DATABASES_DUE,
+                           r->targets.ndue + r->targets.nrunning);
+    ngx_http_vibe_zone_set(zone, NGX_HTTP_VIBE_LAG_CHANGES,
+                           r->targets.ndue + r->targets.nrunning
+                           + r->nstrays);
+    ngx_http_vibe_zone_set(zone, NGX_HTTP_VIBE_LAG_SINCE, since);
+}
