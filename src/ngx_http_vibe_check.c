@@ -64,6 +64,8 @@ ngx_http_vibe_check(ngx_http_vibe_main_conf_t *vmcf, ngx_str_t *db,
     c->data = data;
     c->save = save;
 
+    ngx_memcpy(c->global, vmcf->global_id, NGX_HTTP_VIBE_GLOBAL_ID);
+
     if (ngx_http_vibe_check_keep(c, db, &c->db) != NGX_OK
         || ngx_http_vibe_check_keep(c, did, &c->did) != NGX_OK
         || ngx_http_vibe_check_keep(c, seq, &c->seq) != NGX_OK
@@ -260,7 +262,7 @@ ngx_http_vibe_check_since(ngx_http_vibe_check_t *c, ngx_http_vibe_call_t *call)
     id = ngx_http_vibe_json_get(root, "global");
     seq = ngx_http_vibe_json_get(root, "seq");
 
-    global.data = c->vmcf->global_id;
+    global.data = c->global;
     global.len = NGX_HTTP_VIBE_GLOBAL_ID;
 
     if (id == NULL
@@ -279,10 +281,14 @@ ngx_http_vibe_check_since(ngx_http_vibe_check_t *c, ngx_http_vibe_call_t *call)
 static void
 ngx_http_vibe_check_changes(ngx_http_vibe_check_t *c)
 {
-    ngx_http_vibe_ask_arg(&c->ask, &c->db,
-                          "/_changes?limit=" ngx_value(NGX_HTTP_VIBE_CHECK_PAGE)
-                          "&since=%V",
-                          &c->seq, ngx_http_vibe_check_changed);
+    u_char  *p, path[sizeof("/_changes?limit=&since=%V") + NGX_INT_T_LEN];
+
+    p = ngx_sprintf(path, "/_changes?limit=%d&since=",
+                    NGX_HTTP_VIBE_CHECK_PAGE);
+    ngx_memcpy(p, "%V", sizeof("%V"));
+
+    ngx_http_vibe_ask_arg(&c->ask, &c->db, (const char *) path, &c->seq,
+                          ngx_http_vibe_check_changed);
 }
 
 
@@ -736,7 +742,9 @@ ngx_http_vibe_check_save(ngx_http_vibe_check_t *c)
     ngx_str_t                 id;
     ngx_http_vibe_json_out_t  out;
 
-    id.data = c->vmcf->global_id;
+    /* what was made right is of the "global" that there was at the start */
+
+    id.data = c->global;
     id.len = NGX_HTTP_VIBE_GLOBAL_ID;
 
     ngx_http_vibe_json_out_init(&out, c->ask.pool);

@@ -65,8 +65,9 @@ typedef struct ngx_http_vibe_couch_s  ngx_http_vibe_couch_t;
 typedef void (*ngx_http_vibe_couch_pt)(ngx_http_vibe_couch_t *req);
 
 /*
- * A line of a continuous feed, without its end, never empty.  May cancel the
- * request; anything but NGX_OK ends it as an answer that was cut off.
+ * A line of a continuous feed, without its end, never empty, there only for
+ * the call.  May cancel the request; anything but NGX_OK ends it as an answer
+ * that was cut off.  Only a 200 has lines: another answer is kept.
  */
 typedef ngx_int_t (*ngx_http_vibe_couch_line_pt)(ngx_http_vibe_couch_t *req,
     ngx_str_t *line);
@@ -79,8 +80,9 @@ struct ngx_http_vibe_couch_s {
     ngx_uint_t                   method;    /* NGX_HTTP_GET, _PUT, _POST */
     ngx_str_t                    path;      /* escaped, from the "/" on */
     ngx_chain_t                 *body;      /* JSON in memory, or NULL */
-    ngx_msec_t                   timeout;   /* 0: the configured one; with
-                                               "line": between two bytes */
+    ngx_msec_t                   timeout;   /* 0: the configured one; counts
+                                               from the sending on, with
+                                               "line" between two bytes */
     ngx_http_vibe_couch_pt       handler;
     ngx_http_vibe_couch_line_pt  line;      /* NULL: the answer is kept */
     void                        *data;      /* the caller's own */

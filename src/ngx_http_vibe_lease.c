@@ -420,8 +420,6 @@ ngx_http_vibe_lease_written(ngx_http_vibe_ask_t *ask,
         ngx_log_error(NGX_LOG_NOTICE, ngx_cycle->log, 0,
                       "this worker does the background work");
 
-        ngx_http_vibe_zone_count(l->vmcf->zone, NGX_HTTP_VIBE_LEASES, 1);
-
         l->leads = 1;
         l->handler(1);
     }

@@ -45,10 +45,12 @@ ngx_http_vibe_pass_init(ngx_http_vibe_pass_t *p,
     p->targets = targets;
     p->complete = ngx_http_vibe_zone_get(vmcf->zone, NGX_HTTP_VIBE_COMPLETE);
 
-    /* without memory each pass checks all, that is all */
-
     p->seqs = ngx_calloc(NGX_HTTP_VIBE_PASS_SEQS
                          * sizeof(ngx_http_vibe_pass_seq_t), ngx_cycle->log);
+    if (p->seqs == NULL) {
+        ngx_log_error(NGX_LOG_WARN, ngx_cycle->log, 0,
+                      "repair remembers no sequences: each pass checks all");
+    }
 }
 
 

@@ -68,8 +68,7 @@ typedef struct {
     ngx_http_vibe_pass_e         stage;
 
     ngx_uint_t                   prefix;       /* of those configured */
-    ngx_str_t                    last;         /* database, document;
-                                                  ngx_alloc() */
+    ngx_str_t                    last;         /* database, or document */
     ngx_str_t                    from;         /* the "last" before it */
     ngx_msec_t                   next;         /* not before that */
     ngx_uint_t                   rate;         /* databases a second, or 0 */

@@ -193,7 +193,16 @@ ngx_http_vibe_repair_tick(ngx_event_t *ev)
 
     ngx_add_timer(ev, NGX_HTTP_VIBE_REPAIR_TICK);
 
-    /* a worker has found it gone, or repair has not begun */
+    /* a request of this worker's has found another one */
+
+    if (r->ready
+        && ngx_memcmp(r->id, r->vmcf->global_id, NGX_HTTP_VIBE_GLOBAL_ID)
+           != 0)
+    {
+        r->ready = 0;
+    }
+
+    /* or another worker has found it gone */
 
     if (r->ready
         && r->pass.complete
@@ -589,18 +598,17 @@ ngx_http_vibe_repair_walked(ngx_http_vibe_walk_t *w, ngx_int_t rc)
 static void
 ngx_http_vibe_repair_forget(ngx_queue_t *strays)
 {
-    ngx_queue_t            *q;
-    ngx_http_vibe_stray_t  *stray;
+    ngx_queue_t  *q, *next;
 
-    while (!ngx_queue_empty(strays)) {
-        q = ngx_queue_head(strays);
-        stray = ngx_queue_data(q, ngx_http_vibe_stray_t, queue);
+    for (q = ngx_queue_head(strays); q != strays; q = next) {
+        next = ngx_queue_next(q);
 
-        ngx_queue_remove(q);
-        ngx_free(stray);
+        ngx_free(ngx_queue_data(q, ngx_http_vibe_stray_t, queue));
 
         ngx_http_vibe_repair.nstrays--;
     }
+
+    ngx_queue_init(strays);
 }
 
 

@@ -38,7 +38,7 @@ typedef struct {
     ngx_uint_t                   failures;
     uint64_t                     info;         /* hash of its update_seq */
 
-    ngx_str_t                    did;          /* remembered, ngx_alloc() */
+    ngx_str_t                    did;          /* remembered, or empty */
     ngx_str_t                    seq;
     ngx_msec_t                   saved;        /* the checkpoint */
 
