@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 #
-# util/bench.sh [a|b|c|d ...]: measures the module against the same work done
+# util/bench.sh [a|b|c|d|e ...]: measures the module against the same work done
 # without it, side by side, and prints ratios.
 #
 #   a  public documents, against the two bare writes, one after the other
 #   b  a global query, against the bare _find with the same index
 #   c  the module's own CPU time, against bare proxy_pass, a mock as CouchDB
 #   d  the query of b among 100,000 documents that its reader may not read
+#   e  what mirroring costs: public documents against private ones, the
+#      _bulk_docs that `global` gets, and the requests of repair at rest
 #
 # A ratio is the median of at least 9 pairs, measured in turns; its quartiles
 # stand beside it.  QUICK=1 takes 3 short ones: a try-out, not a measurement.
@@ -19,10 +21,14 @@ pairs=9
 seconds=2
 public=10000
 restricted=100000
+idle=1000
+quiet=20
 if [ -n "${QUICK:-}" ]; then
     pairs=3
     seconds=1
     restricted=10000
+    idle=100
+    quiet=5
 fi
 
 # As many users as the most connections of part a.
@@ -116,7 +122,8 @@ databases() {
         echo "bench${db#userdb}"
     done <"$work/users"
 
-    printf '%s\n' bench-global global
+    sed -n 's|^url = .*/\(userdb-.*\)"$|\1|p' "$work/idle" 2>/dev/null || true
+    printf '%s\n' bench-global global vibe_state
 }
 
 
@@ -205,10 +212,13 @@ $(temp_paths)
     vibe_credentials  vibe.credentials;
     vibe_jwt_key      hs256.key;
     vibe_index        * createdAt;
+    vibe_zone         vibe 8m;
 
     server {
         listen  127.0.0.1:$port;
         include $root/conf/vibe_couchdb.conf;
+
+        location = /status { vibe_status; access_log off; }
 
         location /data/ {
             vibe_data;
@@ -223,7 +233,12 @@ END
     : >"$work/odd.log"
     start_nginx module "$port"
 
-    # The first query makes the database and its index.
+    for _ in $(seq 300); do
+        curl -s -f -o /dev/null "http://127.0.0.1:$port/status?ready" && break
+        sleep 0.1
+    done
+
+    # The first query makes sure of the index.
     token_of "$reader" >"$work/reader.headers"
     curl -sS -f -o /dev/null -H "@$work/reader.headers" \
          -H 'Content-Type: application/json' -d '{"global":true}' \
@@ -320,11 +335,12 @@ title() {
 }
 
 
-# row KIND TEXT UNIT [AIM]: prints the median of the ratios, their quartiles and
-# the medians of both sides.
+# row KIND TEXT UNIT [AIM [LEAST]]: prints the median of the ratios, their
+# quartiles and the medians of both sides.
 
 row() {
-    awk -v text="$2" -v unit="$3" -v aim="${4:-}" -f "$helpers/row.awk" \
+    awk -v text="$2" -v unit="$3" -v aim="${4:-}" \
+        -v least="${5:-}" -f "$helpers/row.awk" \
         "$work/pairs.$1"
 }
 
@@ -552,6 +568,78 @@ part_d() {
 }
 
 
+# ---- (e)
+
+# counter OBJECT MEMBER: of vibe_status.
+
+counter() {
+    curl -sS -f "http://127.0.0.1:$port/status" | node -e '
+        const [object, member] = process.argv.slice(1);
+        console.log(JSON.parse(fs.readFileSync(0))[object][member]);
+    ' "$1" "$2"
+}
+
+
+# Users that write nothing, whose databases repair knows.
+
+add_idle() {
+    local n
+
+    for n in $(seq "$idle"); do
+        printf 'url = "http://%s/userdb-%s"\n' "$couchdb" \
+               "$(printf 'did:vibe:idle%s' "$n" | od -An -v -tx1 | tr -d ' \n')"
+        printf 'request = PUT\nheader = @%s\noutput = /dev/null\n' \
+               "$work/admin.headers"
+        [ "$n" = "$idle" ] || echo next
+    done >"$work/idle"
+    curl -sS -K "$work/idle"
+}
+
+
+part_e() {
+    local connections run=500 batches docs before
+
+    start_module
+
+    connections=$users
+    write made
+
+    connections=64
+    batches=$(counter batches count)
+    docs=$(counter batches docs)
+    in_turns write private made
+    batches=$(($(counter batches count) - batches))
+    docs=$(($(counter batches docs) - docs))
+
+    title "(e) what mirroring costs: public documents with made ids, against
+    private ones" private public
+    row made "64 connections, rate" docs/s '' 0.75
+    awk -v b="$batches" -v d="$docs" 'BEGIN {
+        printf "%-42s %7.2f  (aim: at most 1)\n",
+               "_bulk_docs on global for 10 public writes", 10 * b / d
+    }'
+
+    # Repair has caught up when nothing is due.
+    add_idle
+    for _ in $(seq 1200); do
+        [ "$(counter repair databases_due)" != 0 ] || break
+        sleep 0.1
+    done
+    sleep 12
+
+    before=$(counter couchdb requests)
+    sleep "$quiet"
+    awk -v n="$(($(counter couchdb requests) - before))" -v s="$quiet" \
+        -v idle="$idle" 'BEGIN {
+        printf "%-42s %7.2f  (aim: below 1)\n",
+               "requests a second at rest, " idle " users", n / s
+    }'
+
+    stop_nginx "$nginx_pid"
+    delete_databases
+}
+
+
 # ---- (c)
 
 # A CouchDB that knows one answer of each kind, as fast as nginx gives it.
@@ -721,11 +809,11 @@ part_c() {
 
 # ---- all
 
-[ $# -gt 0 ] || set -- a b c d
+[ $# -gt 0 ] || set -- a b c d e
 for part in "$@"; do
     case $part in
-        a|b|c|d) ;;
-        *) echo "usage: ${0##*/} [a|b|c|d ...]" >&2; exit 2 ;;
+        a|b|c|d|e) ;;
+        *) echo "usage: ${0##*/} [a|b|c|d|e ...]" >&2; exit 2 ;;
     esac
 done
 
@@ -742,7 +830,7 @@ node "$helpers/identities.js" "$work" "$users"
 filled=''
 
 case "$*" in
-    *[abd]*) use_couchdb; theirs=${VIBE_COUCHDB_URL:-} ;;
+    *[abde]*) use_couchdb; theirs=${VIBE_COUCHDB_URL:-} ;;
 esac
 
 printf '%s; %s processors; %s pairs of %s s a side\n' \
@@ -750,7 +838,7 @@ printf '%s; %s processors; %s pairs of %s s a side\n' \
        "$seconds"
 [ -z "${QUICK:-}" ] || echo "QUICK: a try-out, not a measurement"
 
-for part in a b d c; do
+for part in a b d c e; do
     case " $* " in
         *" $part "*) "part_$part" ;;
     esac

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 #
 # util/sanitize.sh [prove's arguments]: runs the tests with an nginx that has
-# the module linked in and is built with the address and the undefined
-# behaviour sanitizer; fails on any report of theirs.
+# the module, and that of t/couch, linked in and is built with the address and
+# the undefined behaviour sanitizer; fails on any report of theirs.
 
 . "$(dirname "$0")/setup.sh"
 
@@ -44,7 +44,7 @@ fetch_source() {
 # What the makefile cannot see: when one of these changes, configure again.
 
 inputs() {
-    cat "$root/config" "$0"
+    cat "$root/config" "$root/t/couch/config" "$0"
     printf '%s\n' "$root" "$root"/src/*
 }
 
@@ -71,7 +71,7 @@ build_nginx() {
                     -fno-sanitize-recover=undefined -DNGX_DEBUG_PALLOC=1 \
                     -DNGX_HAVE_NONALIGNED=0" \
                 --with-ld-opt="$sanitize -static-libasan -static-libubsan" \
-                --add-module="$root") \
+                --add-module="$root" --add-module="$root/t/couch") \
             >"$dir/configure.log" 2>&1 \
             || {
                 tail -n 20 "$dir/configure.log" >&2

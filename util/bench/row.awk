@@ -1,5 +1,5 @@
 # Prints a line of the table.  Its input are the pairs, "BASE VALUE"; `text`,
-# `unit` and `aim` (may be empty) come from the command line.
+# `unit`, `aim` (at most) and `least` (at least), which may be empty, come from the command line.
 
 function sort(list,   i, k, v)
 {
@@ -38,7 +38,9 @@ END {
            median, quantile(ratio, 0.25), quantile(ratio, 0.75),
            quantile(one, 0.5), quantile(two, 0.5), unit
 
-    if (aim != "") {
+    if (least != "") {
+        printf "  aim >= %.2f: %s", least, (median >= least ? "met" : "MISSED")
+    } else if (aim != "") {
         printf "  aim <= %.2f: %s", aim, (median <= aim ? "met" : "MISSED")
     }
 

@@ -1,10 +1,11 @@
 -- wrk -s write.lua URL -- KIND DIR RUN: each thread, which has one connection,
--- writes public documents of one user, that of its line in DIR/users.  RUN is
+-- writes documents of one user, that of its line in DIR/users.  RUN is
 -- a word that makes the ids of this run unique.  KIND is
 --
 --   bare     POST /{db} of CouchDB: into the user's database, then, when that
 --            is answered, what the module would write into another one
 --   made     POST /data/posts; the module makes the id
+--   private  the same without an ACL
 --   chosen   the same with a new id
 --   updated  the same, each id ten times: nine new versions
 
@@ -35,10 +36,11 @@ local function read_line(path, n)
 end
 
 
-local function document(before, after)
+local function document(before, after, acl)
     return string.format('{%s"title":"A document","createdAt":%d,'
-                         .. '"text":"%s","acl":{"global":true}%s}',
-                         before, os.time() * 1000, TEXT, after)
+                         .. '"text":"%s","acl":%s%s}',
+                         before, os.time() * 1000, TEXT,
+                         acl or '{"global":true}', after)
 end
 
 
@@ -87,7 +89,9 @@ local function through_module(kind, run)
                      .. math.floor((n - 1) / VERSIONS) .. '",'
         end
 
-        return wrk.format("POST", "/data/posts", nil, document(before, ""))
+        return wrk.format("POST", "/data/posts", nil,
+                          document(before, "",
+                                   kind == "private" and "{}" or nil))
     end
 end
 

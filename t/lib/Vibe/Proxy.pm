@@ -313,6 +313,9 @@ sub _from_couch {
 sub _write {
     my ($to, $bytes) = @_;
 
+    # Closed, while CouchDB goes on with a feed.
+    return if !defined fileno($to);
+
     my $sent = 0;
     while ($sent < length $bytes) {
         $sent += syswrite($to, $bytes, 65536, $sent) // return;
