@@ -87,6 +87,7 @@ ngx_http_vibe_ask_send(ngx_http_vibe_ask_t *ask, ngx_uint_t method,
 
     couch->method = method;
     couch->timeout = ask->timeout;
+    couch->waited = ask->waited;
     couch->handler = ngx_http_vibe_ask_answered;
     couch->data = ask;
 

@@ -1,7 +1,7 @@
 
 /*
- * Requests to CouchDB that nobody waits for, one after another: what the work
- * in the background asks.
+ * Requests to CouchDB that are no client's, one after another: what the work in
+ * the background asks.
  *
  * Promises: the handler is called from the event loop, never from within
  * ngx_http_vibe_ask(), and also where nothing could be sent: as a 503.
@@ -28,6 +28,7 @@ struct ngx_http_vibe_ask_s {
     ngx_http_vibe_zone_t        *zone;
     void                        *data;      /* the caller's own */
     ngx_msec_t                   timeout;   /* 0: vibe_timeout */
+    unsigned                     waited:1;  /* by a client, after all */
 
     /* this room's own */
 

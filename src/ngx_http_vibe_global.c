@@ -1,6 +1,7 @@
 
 #include "ngx_http_vibe_global.h"
 #include "ngx_http_vibe_answer.h"
+#include "ngx_http_vibe_ask.h"
 #include "ngx_http_vibe_database.h"
 
 
@@ -10,9 +11,7 @@ typedef struct {
     ngx_http_vibe_main_conf_t   *vmcf;
     ngx_queue_t                  waiting;   /* ngx_http_vibe_global_wait_t */
 
-    ngx_pool_t                  *pool;      /* NULL: nothing is under way */
-    ngx_http_vibe_couch_t        couch;
-    ngx_event_t                  event;     /* it could not be sent */
+    ngx_http_vibe_ask_t          ask;       /* no pool: nothing under way */
     ngx_uint_t                   copies;
     ngx_uint_t                   index;     /* the one being made */
     ngx_uint_t                   tries;
@@ -44,20 +43,24 @@ static ngx_uint_t ngx_http_vibe_global_complete(
 static ngx_int_t ngx_http_vibe_global_building(ngx_http_request_t *r);
 static void ngx_http_vibe_global_send(ngx_http_vibe_global_make_t *g,
     ngx_uint_t method, const char *suffix, ngx_http_vibe_json_out_t *out,
-    ngx_http_vibe_couch_pt handler);
-static void ngx_http_vibe_global_unsent(ngx_event_t *ev);
-static void ngx_http_vibe_global_call(ngx_http_vibe_couch_t *couch,
-    ngx_http_vibe_call_t *call);
+    ngx_http_vibe_ask_pt handler);
 static void ngx_http_vibe_global_end(ngx_http_vibe_global_make_t *g,
     ngx_http_vibe_call_t *failed);
-static void ngx_http_vibe_global_info(ngx_http_vibe_couch_t *couch);
-static void ngx_http_vibe_global_created(ngx_http_vibe_couch_t *couch);
-static void ngx_http_vibe_global_closed(ngx_http_vibe_couch_t *couch);
+static void ngx_http_vibe_global_info(ngx_http_vibe_ask_t *ask,
+    ngx_http_vibe_call_t *call);
+static void ngx_http_vibe_global_created(ngx_http_vibe_ask_t *ask,
+    ngx_http_vibe_call_t *call);
+static void ngx_http_vibe_global_closed(ngx_http_vibe_ask_t *ask,
+    ngx_http_vibe_call_t *call);
 static void ngx_http_vibe_global_next_index(ngx_http_vibe_global_make_t *g);
-static void ngx_http_vibe_global_indexed(ngx_http_vibe_couch_t *couch);
-static void ngx_http_vibe_global_mark(ngx_http_vibe_couch_t *couch);
-static void ngx_http_vibe_global_new_mark(ngx_http_vibe_global_make_t *g);
-static void ngx_http_vibe_global_mark_put(ngx_http_vibe_couch_t *couch);
+static void ngx_http_vibe_global_indexed(ngx_http_vibe_ask_t *ask,
+    ngx_http_vibe_call_t *call);
+static void ngx_http_vibe_global_mark(ngx_http_vibe_ask_t *ask,
+    ngx_http_vibe_call_t *call);
+static void ngx_http_vibe_global_new_mark(ngx_http_vibe_global_make_t *g,
+    ngx_http_vibe_call_t *call);
+static void ngx_http_vibe_global_mark_put(ngx_http_vibe_ask_t *ask,
+    ngx_http_vibe_call_t *call);
 
 
 ngx_str_t  ngx_http_vibe_global = ngx_string(NGX_HTTP_VIBE_GLOBAL);
@@ -198,13 +201,13 @@ ngx_http_vibe_global_make(ngx_http_vibe_global_wait_t *wait)
         return NGX_OK;
     }
 
-    if (g->pool == NULL) {
+    if (g->ask.pool == NULL) {
 
-        g->pool = ngx_create_pool(NGX_DEFAULT_POOL_SIZE, ngx_cycle->log);
-        if (g->pool == NULL) {
+        if (ngx_http_vibe_ask_init(&g->ask, g->vmcf->zone, g) != NGX_OK) {
             return NGX_ERROR;
         }
 
+        g->ask.waited = 1;
         g->copies = 1;
         g->index = 0;
         g->tries = 0;
@@ -227,75 +230,10 @@ ngx_http_vibe_global_make(ngx_http_vibe_global_wait_t *wait)
 static void
 ngx_http_vibe_global_send(ngx_http_vibe_global_make_t *g, ngx_uint_t method,
     const char *suffix, ngx_http_vibe_json_out_t *out,
-    ngx_http_vibe_couch_pt handler)
+    ngx_http_vibe_ask_pt handler)
 {
-    ngx_http_vibe_couch_t *couch = &g->couch;
-
-    ngx_memzero(couch, sizeof(ngx_http_vibe_couch_t));
-
-    couch->pool = g->pool;
-    couch->method = method;
-    couch->handler = handler;
-    couch->data = g;
-    couch->waited = 1;
-
-    if (out != NULL) {
-        couch->body = ngx_http_vibe_json_out_chain(out);
-        if (couch->body == NULL) {
-            goto failed;
-        }
-    }
-
-    if (ngx_http_vibe_db_path(g->pool, &ngx_http_vibe_global, suffix,
-                              &couch->path)
-        != NGX_OK)
-    {
-        goto failed;
-    }
-
-    if (ngx_http_vibe_couch_send(couch) == NGX_OK) {
-        return;
-    }
-
-failed:
-
-    /* as if CouchDB could not be reached, but not from within */
-
-    couch->status = NGX_HTTP_SERVICE_UNAVAILABLE;
-
-    g->event.handler = ngx_http_vibe_global_unsent;
-    g->event.log = ngx_cycle->log;
-
-    ngx_post_event(&g->event, &ngx_posted_events);
-}
-
-
-static void
-ngx_http_vibe_global_unsent(ngx_event_t *ev)
-{
-    ngx_http_vibe_call_t          call;
-    ngx_http_vibe_global_make_t  *g;
-
-    g = &ngx_http_vibe_global_making;
-
-    ngx_http_vibe_global_call(&g->couch, &call);
-    ngx_http_vibe_global_end(g, &call);
-}
-
-
-static void
-ngx_http_vibe_global_call(ngx_http_vibe_couch_t *couch,
-    ngx_http_vibe_call_t *call)
-{
-    ngx_memzero(call, sizeof(ngx_http_vibe_call_t));
-
-    call->path = couch->path;
-    call->status = couch->status;
-    call->answer = couch->answer;
-    call->too_large = couch->too_large;
-
-    ngx_http_vibe_zone_answer(ngx_http_vibe_global_making.vmcf->zone,
-                              couch->status);
+    ngx_http_vibe_ask(&g->ask, method, &ngx_http_vibe_global, suffix, out,
+                      handler);
 }
 
 
@@ -303,12 +241,14 @@ static void
 ngx_http_vibe_global_end(ngx_http_vibe_global_make_t *g,
     ngx_http_vibe_call_t *failed)
 {
-    ngx_pool_t                   *pool;
     ngx_queue_t                   waiting, *q;
+    ngx_http_vibe_ask_t           ask;
     ngx_http_vibe_global_wait_t  *wait;
 
-    pool = g->pool;
-    g->pool = NULL;
+    /* one of those who wait may begin the next time */
+
+    ask = g->ask;
+    g->ask.pool = NULL;
 
     if (failed == NULL) {
         g->vmcf->copies = g->copies;
@@ -328,34 +268,32 @@ ngx_http_vibe_global_end(ngx_http_vibe_global_make_t *g,
         wait->handler(wait->data, failed);
     }
 
-    ngx_destroy_pool(pool);
+    ngx_http_vibe_ask_end(&ask);
 }
 
 
 static void
-ngx_http_vibe_global_info(ngx_http_vibe_couch_t *couch)
+ngx_http_vibe_global_info(ngx_http_vibe_ask_t *ask,
+    ngx_http_vibe_call_t *call)
 {
-    ngx_http_vibe_global_make_t *g = couch->data;
+    ngx_http_vibe_global_make_t *g = ask->data;
 
-    ngx_http_vibe_call_t   call;
     ngx_http_vibe_json_t  *root, *n;
 
-    ngx_http_vibe_global_call(couch, &call);
-
-    if (ngx_http_vibe_no_database(&call) && !g->made) {
+    if (ngx_http_vibe_no_database(call) && !g->made) {
         ngx_http_vibe_global_send(g, NGX_HTTP_PUT, "", NULL,
                                   ngx_http_vibe_global_created);
         return;
     }
 
-    if (call.status != NGX_HTTP_OK
-        || ngx_http_vibe_scan_answer(g->pool, &call, 2, &root) != NGX_OK)
+    if (call->status != NGX_HTTP_OK
+        || ngx_http_vibe_scan_answer(g->ask.pool, call, 2, &root) != NGX_OK)
     {
-        if (call.status == NGX_HTTP_OK) {
-            call.status = NGX_HTTP_BAD_GATEWAY;
+        if (call->status == NGX_HTTP_OK) {
+            call->status = NGX_HTTP_BAD_GATEWAY;
         }
 
-        ngx_http_vibe_global_end(g, &call);
+        ngx_http_vibe_global_end(g, call);
         return;
     }
 
@@ -375,22 +313,20 @@ ngx_http_vibe_global_info(ngx_http_vibe_couch_t *couch)
 
 
 static void
-ngx_http_vibe_global_created(ngx_http_vibe_couch_t *couch)
+ngx_http_vibe_global_created(ngx_http_vibe_ask_t *ask,
+    ngx_http_vibe_call_t *call)
 {
-    ngx_http_vibe_global_make_t *g = couch->data;
+    ngx_http_vibe_global_make_t *g = ask->data;
 
-    ngx_http_vibe_call_t      call;
     ngx_http_vibe_json_out_t  out;
-
-    ngx_http_vibe_global_call(couch, &call);
 
     g->made = 1;
 
-    switch (call.status) {
+    switch (call->status) {
 
     case NGX_HTTP_CREATED:
     case NGX_HTTP_ACCEPTED:
-        ngx_http_vibe_json_out_init(&out, g->pool);
+        ngx_http_vibe_json_out_init(&out, g->ask.pool);
         ngx_http_vibe_database_put_security(&out);
 
         ngx_http_vibe_global_send(g, NGX_HTTP_PUT, "/_security", &out,
@@ -403,22 +339,19 @@ ngx_http_vibe_global_created(ngx_http_vibe_couch_t *couch)
         return;
 
     default:
-        ngx_http_vibe_global_end(g, &call);
+        ngx_http_vibe_global_end(g, call);
     }
 }
 
 
 static void
-ngx_http_vibe_global_closed(ngx_http_vibe_couch_t *couch)
+ngx_http_vibe_global_closed(ngx_http_vibe_ask_t *ask,
+    ngx_http_vibe_call_t *call)
 {
-    ngx_http_vibe_global_make_t *g = couch->data;
+    ngx_http_vibe_global_make_t *g = ask->data;
 
-    ngx_http_vibe_call_t  call;
-
-    ngx_http_vibe_global_call(couch, &call);
-
-    if (call.status != NGX_HTTP_OK) {
-        ngx_http_vibe_global_end(g, &call);
+    if (call->status != NGX_HTTP_OK) {
+        ngx_http_vibe_global_end(g, call);
         return;
     }
 
@@ -452,7 +385,7 @@ ngx_http_vibe_global_next_index(ngx_http_vibe_global_make_t *g)
         index->ready = 0;
     }
 
-    ngx_http_vibe_json_out_init(&out, g->pool);
+    ngx_http_vibe_json_out_init(&out, g->ask.pool);
     ngx_http_vibe_index_put(&out, &index->name, &index->fields);
 
     ngx_http_vibe_global_send(g, NGX_HTTP_POST, "/_index", &out,
@@ -461,29 +394,26 @@ ngx_http_vibe_global_next_index(ngx_http_vibe_global_make_t *g)
 
 
 static void
-ngx_http_vibe_global_indexed(ngx_http_vibe_couch_t *couch)
+ngx_http_vibe_global_indexed(ngx_http_vibe_ask_t *ask,
+    ngx_http_vibe_call_t *call)
 {
-    ngx_http_vibe_global_make_t *g = couch->data;
+    ngx_http_vibe_global_make_t *g = ask->data;
 
-    ngx_http_vibe_call_t  call;
-
-    ngx_http_vibe_global_call(couch, &call);
-
-    if (call.status == NGX_HTTP_OK || call.status == NGX_HTTP_CREATED) {
+    if (call->status == NGX_HTTP_OK || call->status == NGX_HTTP_CREATED) {
         g->index++;
         g->tries = 0;
         ngx_http_vibe_global_next_index(g);
         return;
     }
 
-    if (ngx_http_vibe_index_raced(call.status)
+    if (ngx_http_vibe_index_raced(call->status)
         && ++g->tries < NGX_HTTP_VIBE_INDEX_TRIES)
     {
         ngx_http_vibe_global_next_index(g);
         return;
     }
 
-    ngx_http_vibe_global_end(g, &call);
+    ngx_http_vibe_global_end(g, call);
 }
 
 
@@ -493,26 +423,24 @@ ngx_http_vibe_global_indexed(ngx_http_vibe_couch_t *couch)
  */
 
 static void
-ngx_http_vibe_global_mark(ngx_http_vibe_couch_t *couch)
+ngx_http_vibe_global_mark(ngx_http_vibe_ask_t *ask,
+    ngx_http_vibe_call_t *call)
 {
-    ngx_http_vibe_global_make_t *g = couch->data;
+    ngx_http_vibe_global_make_t *g = ask->data;
 
-    ngx_http_vibe_call_t   call;
     ngx_http_vibe_json_t  *root, *id, *complete;
 
-    ngx_http_vibe_global_call(couch, &call);
-
-    if (call.status == NGX_HTTP_NOT_FOUND
-        && !ngx_http_vibe_no_database(&call))
+    if (call->status == NGX_HTTP_NOT_FOUND
+        && !ngx_http_vibe_no_database(call))
     {
-        ngx_http_vibe_global_new_mark(g);
+        ngx_http_vibe_global_new_mark(g, call);
         return;
     }
 
-    if (call.status != NGX_HTTP_OK
-        || ngx_http_vibe_scan_answer(g->pool, &call, 1, &root) != NGX_OK)
+    if (call->status != NGX_HTTP_OK
+        || ngx_http_vibe_scan_answer(g->ask.pool, call, 1, &root) != NGX_OK)
     {
-        ngx_http_vibe_global_end(g, &call);
+        ngx_http_vibe_global_end(g, call);
         return;
     }
 
@@ -523,7 +451,7 @@ ngx_http_vibe_global_mark(ngx_http_vibe_couch_t *couch)
         || id->type != NGX_HTTP_VIBE_JSON_STRING
         || id->string.len != NGX_HTTP_VIBE_GLOBAL_ID)
     {
-        ngx_http_vibe_global_new_mark(g);
+        ngx_http_vibe_global_new_mark(g, call);
         return;
     }
 
@@ -538,27 +466,28 @@ ngx_http_vibe_global_mark(ngx_http_vibe_couch_t *couch)
 
 
 static void
-ngx_http_vibe_global_new_mark(ngx_http_vibe_global_make_t *g)
+ngx_http_vibe_global_new_mark(ngx_http_vibe_global_make_t *g,
+    ngx_http_vibe_call_t *call)
 {
     u_char                    random[NGX_HTTP_VIBE_GLOBAL_ID / 2];
+    u_char                    hex[NGX_HTTP_VIBE_GLOBAL_ID];
     ngx_str_t                 id;
-    ngx_http_vibe_call_t      call;
     ngx_http_vibe_json_out_t  out;
 
     ngx_http_vibe_zone_forget_all(g->vmcf->zone);
 
     if (ngx_http_vibe_random(random, sizeof(random)) != NGX_OK) {
-        ngx_http_vibe_global_call(&g->couch, &call);
-        ngx_http_vibe_global_end(g, &call);
+        call->status = NGX_HTTP_SERVICE_UNAVAILABLE;
+        ngx_http_vibe_global_end(g, call);
         return;
     }
 
-    id.data = g->vmcf->global_id;
+    id.data = hex;
     id.len = NGX_HTTP_VIBE_GLOBAL_ID;
 
     ngx_hex_dump(id.data, random, sizeof(random));
 
-    ngx_http_vibe_json_out_init(&out, g->pool);
+    ngx_http_vibe_json_out_init(&out, g->ask.pool);
     ngx_http_vibe_global_put_mark(&out, &id, 0);
 
     ngx_http_vibe_global_send(g, NGX_HTTP_PUT, NGX_HTTP_VIBE_MARK, &out,
@@ -587,20 +516,17 @@ ngx_http_vibe_global_put_mark(ngx_http_vibe_json_out_t *out, ngx_str_t *id,
 /* of two who write one at once the later has it: look which */
 
 static void
-ngx_http_vibe_global_mark_put(ngx_http_vibe_couch_t *couch)
+ngx_http_vibe_global_mark_put(ngx_http_vibe_ask_t *ask,
+    ngx_http_vibe_call_t *call)
 {
-    ngx_http_vibe_global_make_t *g = couch->data;
+    ngx_http_vibe_global_make_t *g = ask->data;
 
-    ngx_http_vibe_call_t  call;
-
-    ngx_http_vibe_global_call(couch, &call);
-
-    if ((call.status != NGX_HTTP_CREATED
-         && call.status != NGX_HTTP_ACCEPTED
-         && call.status != NGX_HTTP_CONFLICT)
+    if ((call->status != NGX_HTTP_CREATED
+         && call->status != NGX_HTTP_ACCEPTED
+         && call->status != NGX_HTTP_CONFLICT)
         || ++g->tries > NGX_HTTP_VIBE_INDEX_TRIES)
     {
-        ngx_http_vibe_global_end(g, &call);
+        ngx_http_vibe_global_end(g, call);
         return;
     }
 

@@ -405,9 +405,9 @@ ngx_http_vibe_repair_updates_ended(ngx_http_vibe_follow_t *f,
 
         ngx_log_error(NGX_LOG_WARN, ngx_cycle->log, 0,
                       "couchdb has no _db_updates: repair looks at %i "
-                      "databases a second (vibe_scan_rate) instead; \"curl -X "
-                      "PUT http://user:password@couchdb:5984/_global_changes\""
-                      " makes it", r->vmcf->scan_rate);
+                      "databases a second (vibe_scan_rate) instead; make it "
+                      "with \"curl -u admin -X PUT %V/_global_changes\"",
+                      r->vmcf->scan_rate, &r->vmcf->couch.url);
     }
 }
 

@@ -157,6 +157,23 @@ start_nginx() {
 }
 
 
+# Until repair has looked: a new `global` cannot be read before.
+
+await_ready() {
+    local turn
+
+    # shellcheck disable=SC2034  # turn only counts
+    for turn in $(seq 150); do
+        kill -0 "$nginx_pid" 2>/dev/null || return 0
+        ! curl -s -f -o /dev/null "http://127.0.0.1:$port/vibe/status?ready" \
+            || return 0
+        sleep 0.1
+    done
+
+    say "global is still being built: http://127.0.0.1:$port/vibe/status"
+}
+
+
 show() {
     local token=$root/util/token.sh data=http://127.0.0.1:$port/data/posts
 
@@ -221,6 +238,7 @@ fi
 
 write_conf
 start_nginx
+await_ready
 show
 
 # From here on a signal only ends the wait: an exit from within it upsets bash.
