@@ -64,6 +64,8 @@ typedef struct {
     /* what this worker has seen of "global" */
 
     ngx_uint_t                   copies;       /* CouchDB keeps, 0: unseen */
+    uint32_t                     born;         /* hash of what tells this
+                                                  one from another */
     u_char                       global_id[NGX_HTTP_VIBE_GLOBAL_ID];
 } ngx_http_vibe_main_conf_t;
 

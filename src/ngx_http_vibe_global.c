@@ -41,6 +41,7 @@ static ngx_int_t ngx_http_vibe_global_woken(ngx_http_request_t *r,
 static ngx_uint_t ngx_http_vibe_global_complete(
     ngx_http_vibe_global_make_t *g);
 static ngx_int_t ngx_http_vibe_global_building(ngx_http_request_t *r);
+static uint32_t ngx_http_vibe_global_born(ngx_http_vibe_json_t *info);
 static void ngx_http_vibe_global_send(ngx_http_vibe_global_make_t *g,
     ngx_uint_t method, const char *suffix, ngx_http_vibe_json_out_t *out,
     ngx_http_vibe_ask_pt handler);
@@ -192,6 +193,29 @@ ngx_http_vibe_global_gone(ngx_http_vibe_main_conf_t *vmcf)
 }
 
 
+void
+ngx_http_vibe_global_seen(ngx_http_vibe_main_conf_t *vmcf,
+    ngx_http_vibe_json_t *info)
+{
+    if (vmcf->copies && ngx_http_vibe_global_born(info) != vmcf->born) {
+        ngx_http_vibe_global_gone(vmcf);
+    }
+}
+
+
+/* CouchDB tells when a database was made */
+
+static uint32_t
+ngx_http_vibe_global_born(ngx_http_vibe_json_t *info)
+{
+    ngx_http_vibe_json_t  *born;
+
+    born = ngx_http_vibe_json_get(info, "instance_start_time");
+
+    return born ? ngx_crc32_short(born->raw.data, born->raw.len) : 0;
+}
+
+
 ngx_int_t
 ngx_http_vibe_global_make(ngx_http_vibe_global_wait_t *wait)
 {
@@ -296,6 +320,8 @@ ngx_http_vibe_global_info(ngx_http_vibe_ask_t *ask,
         ngx_http_vibe_global_end(g, call);
         return;
     }
+
+    g->vmcf->born = ngx_http_vibe_global_born(root);
 
     /* "cluster":{"n":3}: the copies a write must reach to be seen by all */
 

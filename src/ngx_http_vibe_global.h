@@ -64,6 +64,13 @@ ngx_int_t ngx_http_vibe_global_make(ngx_http_vibe_global_wait_t *wait);
 /* CouchDB has said that there is no such database: make sure again */
 void ngx_http_vibe_global_gone(ngx_http_vibe_main_conf_t *vmcf);
 
+/*
+ * Looks at what GET /global has answered: another "global" than before, which
+ * another host may have made, is made sure of again.
+ */
+void ngx_http_vibe_global_seen(ngx_http_vibe_main_conf_t *vmcf,
+    ngx_http_vibe_json_t *info);
+
 /* writes the mark of "global", the body of a PUT to _local/vibe_global */
 void ngx_http_vibe_global_put_mark(ngx_http_vibe_json_out_t *out,
     ngx_str_t *id, ngx_uint_t complete);

@@ -1,6 +1,7 @@
 
 #include "ngx_http_vibe_database.h"
 #include "ngx_http_vibe_answer.h"
+#include "ngx_http_vibe_global.h"
 
 
 typedef struct {
@@ -107,9 +108,10 @@ ngx_http_vibe_sequence_got(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
 {
     ngx_http_vibe_sequence_t *q = call->data;
 
-    ngx_int_t              rc;
-    ngx_str_t              none;
-    ngx_http_vibe_json_t  *root, *seq;
+    ngx_int_t                   rc;
+    ngx_str_t                   none;
+    ngx_http_vibe_json_t       *root, *seq;
+    ngx_http_vibe_main_conf_t  *vmcf;
 
     if (ngx_http_vibe_no_database(call)) {
         ngx_str_set(&none, "0");
@@ -133,6 +135,11 @@ ngx_http_vibe_sequence_got(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
         || seq->string.len > NGX_HTTP_VIBE_SEQ_MAX)
     {
         return ngx_http_vibe_couch_failed(r, call);
+    }
+
+    if (ngx_http_vibe_same(q->db, &ngx_http_vibe_global)) {
+        vmcf = ngx_http_get_module_main_conf(r, ngx_http_vibe_module);
+        ngx_http_vibe_global_seen(vmcf, root);
     }
 
     ngx_http_vibe_sequence_keep(ngx_http_vibe_sequence_entry(q->db), q,

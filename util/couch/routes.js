@@ -59,7 +59,8 @@ function handleAllDbs({ databases, query, req, res }) {
 async function databaseInfo(db) {
   const info = await db.info();
   return {
-    instance_start_time: '0',
+    // CouchDB tells when it was made; what matters is that a new one tells something else.
+    instance_start_time: String(parseInt(db.identity.slice(0, 12), 16)),
     db_name: db.name,
     purge_seq: `0-g1AAAA${db.identity}`,
     update_seq: formatSeq(db, info.update_seq),
