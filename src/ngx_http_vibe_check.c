@@ -36,6 +36,8 @@ static void ngx_http_vibe_check_saved(ngx_http_vibe_ask_t *ask,
     ngx_http_vibe_call_t *call);
 static ngx_int_t ngx_http_vibe_check_keep(ngx_http_vibe_check_t *c,
     ngx_str_t *from, ngx_str_t *to);
+static ngx_int_t ngx_http_vibe_check_keep_last(ngx_http_vibe_check_t *c,
+    ngx_str_t *id);
 static void ngx_http_vibe_check_failed(ngx_http_vibe_check_t *c);
 
 
@@ -63,6 +65,7 @@ ngx_http_vibe_check(ngx_http_vibe_main_conf_t *vmcf, ngx_str_t *db,
     c->handler = handler;
     c->data = data;
     c->save = save;
+    c->page = NGX_HTTP_VIBE_CHECK_PAGE;
 
     ngx_memcpy(c->global, vmcf->global_id, NGX_HTTP_VIBE_GLOBAL_ID);
 
@@ -492,8 +495,8 @@ ngx_http_vibe_check_range(ngx_http_vibe_check_t *c)
         return;
     }
 
-    *ngx_sprintf(p, "/_all_docs?include_docs=true&limit=%d"
-                 "&startkey=%V&endkey=%V", NGX_HTTP_VIBE_CHECK_PAGE, &from, &to)
+    *ngx_sprintf(p, "/_all_docs?include_docs=true&limit=%ui"
+                 "&startkey=%V&endkey=%V", c->page, &from, &to)
         = '\0';
 
     ngx_http_vibe_ask(&c->ask, NGX_HTTP_GET, &ngx_http_vibe_global,
@@ -507,11 +510,22 @@ ngx_http_vibe_check_ranged(ngx_http_vibe_ask_t *ask,
 {
     ngx_http_vibe_check_t *c = ask->data;
 
+    ngx_int_t              rc;
     ngx_http_vibe_json_t  *root, *rows;
 
-    if (call->status != NGX_HTTP_OK
-        || ngx_http_vibe_scan_answer(ask->pool, call, 4, &root) != NGX_OK)
-    {
+    rc = (call->status == NGX_HTTP_OK)
+         ? ngx_http_vibe_scan_answer(ask->pool, call, 4, &root) : NGX_DECLINED;
+
+    if (rc == NGX_DECLINED && call->too_large && c->page > 2) {
+
+        /* one is the last of before */
+
+        c->page = ngx_max(c->page / 2, 2);
+        ngx_http_vibe_check_range(c);
+        return;
+    }
+
+    if (rc != NGX_OK) {
         ngx_http_vibe_check_failed(c);
         return;
     }
@@ -526,7 +540,7 @@ ngx_http_vibe_check_ranged(ngx_http_vibe_ask_t *ask,
         return;
     }
 
-    c->more = (rows->n >= NGX_HTTP_VIBE_CHECK_PAGE);
+    c->more = (rows->n >= c->page);
 
     ngx_http_vibe_check_mirror(c);
 }
@@ -581,7 +595,7 @@ ngx_http_vibe_check_copy(ngx_http_vibe_check_t *c, ngx_http_vibe_json_t *row)
 
     if (global == NULL
         || global->type != NGX_HTTP_VIBE_JSON_STRING
-        || ngx_http_vibe_check_keep(c, &global->string, &c->last) != NGX_OK)
+        || ngx_http_vibe_check_keep_last(c, &global->string) != NGX_OK)
     {
         return NGX_ERROR;
     }
@@ -795,6 +809,30 @@ ngx_http_vibe_check_keep(ngx_http_vibe_check_t *c, ngx_str_t *from,
 
     to->data = p;
     to->len = from->len;
+
+    return NGX_OK;
+}
+
+
+/* a range may be long: all in one place */
+
+static ngx_int_t
+ngx_http_vibe_check_keep_last(ngx_http_vibe_check_t *c, ngx_str_t *id)
+{
+    if (id->len > c->last_size) {
+
+        c->last_size = ngx_max(id->len, c->last_size * 2);
+        c->last.len = 0;
+
+        c->last.data = ngx_pnalloc(c->pool, c->last_size);
+        if (c->last.data == NULL) {
+            c->last_size = 0;
+            return NGX_ERROR;
+        }
+    }
+
+    ngx_memcpy(c->last.data, id->data, id->len);
+    c->last.len = id->len;
 
     return NGX_OK;
 }

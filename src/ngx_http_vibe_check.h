@@ -61,6 +61,8 @@ struct ngx_http_vibe_check_s {
     ngx_http_vibe_ask_t          ask;
     ngx_http_vibe_mirror_t      *mirror;     /* under way */
     ngx_str_t                    last;       /* id in "global" */
+    size_t                       last_size;  /* allocated for it */
+    ngx_uint_t                   page;       /* copies looked at at once */
     u_char                       global[NGX_HTTP_VIBE_GLOBAL_ID];
     unsigned                     fresh:1;    /* no checkpoint to go by */
     unsigned                     more:1;     /* pages */

@@ -103,6 +103,7 @@ typedef struct {
     unsigned                     due:1;     /* curl wants to be called */
     unsigned                     busy:1;    /* within curl */
     unsigned                     shutdown:1;
+    unsigned                     down:1;    /* nothing is taken any more */
 } ngx_http_vibe_couch_client_t;
 
 
@@ -477,7 +478,7 @@ ngx_http_vibe_couch_send(ngx_http_vibe_couch_t *req)
     req->transfer = NULL;
     ngx_str_null(&req->answer);
 
-    if (couch.multi == NULL) {
+    if (couch.multi == NULL || couch.down) {
         return NGX_ERROR;
     }
 
@@ -625,6 +626,7 @@ ngx_http_vibe_couch_work(ngx_event_t *ev)
 {
     if (couch.shutdown) {
         couch.shutdown = 0;
+        couch.down = 1;
         ngx_http_vibe_couch_stop_all();
     }
 

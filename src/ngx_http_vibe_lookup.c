@@ -144,6 +144,7 @@ ngx_int_t
 ngx_http_vibe_lookup_take(ngx_http_vibe_lookup_t *lookup,
     ngx_http_vibe_call_t *call)
 {
+    size_t                 max;
     ngx_int_t              rc;
     ngx_http_vibe_json_t  *root;
 
@@ -156,7 +157,9 @@ ngx_http_vibe_lookup_take(ngx_http_vibe_lookup_t *lookup,
 
     lookup->size += call->answer.len;
 
-    if (lookup->size > NGX_HTTP_VIBE_LOOKUP_ANSWERS * lookup->max_response) {
+    max = NGX_HTTP_VIBE_LOOKUP_ANSWERS * lookup->max_response;
+
+    if (lookup->size > max) {
         call->status = NGX_HTTP_REQUEST_ENTITY_TOO_LARGE;
     }
 
@@ -181,6 +184,10 @@ ngx_http_vibe_lookup_take(ngx_http_vibe_lookup_t *lookup,
 
     lookup->from += lookup->n;
     lookup->n = ngx_min(lookup->n, lookup->rows.nelts - lookup->from);
+
+    if (lookup->partly && lookup->size + lookup->max_response > max) {
+        return NGX_OK;
+    }
 
     return lookup->n ? NGX_AGAIN : NGX_OK;
 }

@@ -27,6 +27,8 @@ typedef struct {
     ngx_http_vibe_next_pt      next;
     void                      *data;
 
+    unsigned                   partly:1;     /* in: what would be too much is
+                                                left: rows after "from" */
     unsigned                   missing:1;    /* out: there is no database */
 
     size_t                     max_response;

@@ -58,6 +58,7 @@ static void ngx_http_vibe_mirror_ask(void);
 static void ngx_http_vibe_mirror_ask_db(void);
 static void ngx_http_vibe_mirror_look(ngx_http_vibe_batch_t *b);
 static void ngx_http_vibe_mirror_looked(ngx_http_vibe_couch_t *couch);
+static void ngx_http_vibe_mirror_unreached(ngx_http_vibe_call_t *call);
 static void ngx_http_vibe_mirror_found(ngx_http_vibe_batch_t *b);
 static void ngx_http_vibe_mirror_write(void);
 static ngx_int_t ngx_http_vibe_mirror_put(ngx_http_vibe_batch_t *b,
@@ -450,6 +451,8 @@ ngx_http_vibe_mirror_learn(void)
         return;
     }
 
+    b->lookup->partly = 1;
+
     for (q = ngx_queue_head(&ms->learn);
          q != ngx_queue_sentinel(&ms->learn) && b->n < n;
          q = next)
@@ -525,6 +528,7 @@ ngx_http_vibe_mirror_ask_db(void)
         return;
     }
 
+    b->lookup->partly = 1;
     scanned = 0;
 
     for ( /* void */ ;
@@ -608,9 +612,30 @@ ngx_http_vibe_mirror_looked(ngx_http_vibe_couch_t *couch)
 
     default:
         ngx_http_vibe_batch_failed(b, &call);
+
+        if (b->going == &ngx_http_vibe_mirrors.learning) {
+            ngx_http_vibe_mirror_unreached(&call);
+        }
     }
 
     ngx_http_vibe_batch_end(b);
+}
+
+
+/*
+ * Where "global" does not answer, who waits behind would wait as long again:
+ * for repair, so that no client waits for more than a few timeouts.
+ */
+
+static void
+ngx_http_vibe_mirror_unreached(ngx_http_vibe_call_t *call)
+{
+    if (call->status == NGX_HTTP_SERVICE_UNAVAILABLE
+        || call->status == NGX_HTTP_GATEWAY_TIME_OUT)
+    {
+        ngx_http_vibe_mirror_fail(&ngx_http_vibe_mirrors.learn);
+        ngx_http_vibe_mirror_fail(&ngx_http_vibe_mirrors.write);
+    }
 }
 
 
@@ -636,7 +661,14 @@ ngx_http_vibe_mirror_found(ngx_http_vibe_batch_t *b)
         row = b->rows[i];
         st = &row->state;
 
-        if (!learned) {
+        if (!b->lookup->missing && i >= b->lookup->from) {
+
+            /* too much for one look-up: the next one */
+
+            ngx_http_vibe_batch_release(learned ? &row->learned : &row->asked);
+            step = learned ? NGX_HTTP_VIBE_LEARN : NGX_HTTP_VIBE_ASK;
+
+        } else if (!learned) {
             step = ngx_http_vibe_state_asked(st, b->pool);
 
         } else if (b->lookup->missing) {
@@ -822,6 +854,11 @@ ngx_http_vibe_mirror_written(ngx_http_vibe_couch_t *couch)
     }
 
     ngx_http_vibe_mirror_results(b);
+
+    if (rc != NGX_OK) {
+        ngx_http_vibe_mirror_unreached(&call);
+    }
+
     ngx_http_vibe_batch_end(b);
 }
 
@@ -864,7 +901,21 @@ ngx_http_vibe_mirror_results(ngx_http_vibe_batch_t *b)
         default:
             rc = NGX_ERROR;
 
-            if (!b->failed && out[i].status < NGX_HTTP_BAD_GATEWAY) {
+            if (out[i].status == NGX_HTTP_REQUEST_ENTITY_TOO_LARGE
+                && ngx_http_vibe_state_too_large(&row->state))
+            {
+                /* an older copy, with older readers, must not stay */
+
+                step = ngx_http_vibe_state_begin(&row->state, b->pool->log);
+                ngx_http_vibe_mirror_step(row, step);
+                continue;
+            }
+
+            /* what CouchDB could not do now it may be able to do later */
+
+            if (!b->failed
+                && out[i].status < NGX_HTTP_INTERNAL_SERVER_ERROR)
+            {
                 ngx_log_error(NGX_LOG_ERR, b->pool->log, 0,
                               "a mirror is pending: couchdb answered %ui",
                               out[i].status);

@@ -388,7 +388,9 @@ ngx_http_vibe_repair_updates_ended(ngx_http_vibe_follow_t *f,
 
     /* what happens before it is there again, a pass finds */
 
-    r->pass_due = 1;
+    if (!r->scanning || status == NGX_HTTP_OK) {
+        r->pass_due = 1;
+    }
 
     if (status != NGX_HTTP_NOT_FOUND) {
         r->scanning = 0;
@@ -693,6 +695,12 @@ ngx_http_vibe_repair_checked(ngx_http_vibe_check_t *c, ngx_int_t rc)
         t->saved = ngx_current_msec;
         t->dirty = 0;
 
+    } else if (c->seq.len == 0 || c->unowned) {
+
+        /* there is nothing to be saved, or nowhere */
+
+        t->dirty = 0;
+
     } else if (!ngx_http_vibe_same(&t->seq, &c->seq)) {
         t->dirty = 1;
     }
@@ -733,7 +741,11 @@ ngx_http_vibe_repair_failed(ngx_http_vibe_target_t *t)
         ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, 0,
                       "repair of \"%V\" failed %d times, and goes on trying",
                       &t->node.str, NGX_HTTP_VIBE_REPAIR_FAILURES);
+    }
 
+    /* also one that failed before this pass began to wait for it */
+
+    if (t->failures >= NGX_HTTP_VIBE_REPAIR_FAILURES) {
         ngx_http_vibe_pass_given_up(&r->pass, t);
     }
 

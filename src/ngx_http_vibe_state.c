@@ -10,8 +10,13 @@ static ngx_int_t ngx_http_vibe_state_winner(ngx_http_vibe_state_t *st,
 static ngx_int_t ngx_http_vibe_state_keep(ngx_http_vibe_state_t *st,
     ngx_str_t *from, ngx_str_t *to);
 static ngx_http_vibe_step_e ngx_http_vibe_state_compare(
-    ngx_http_vibe_state_t *st);
-static ngx_uint_t ngx_http_vibe_state_settled(ngx_http_vibe_state_t *st);
+    ngx_http_vibe_state_t *st, ngx_pool_t *pool);
+static ngx_uint_t ngx_http_vibe_state_settled(ngx_http_vibe_state_t *st,
+    ngx_pool_t *pool);
+static ngx_uint_t ngx_http_vibe_state_alike(ngx_http_vibe_state_t *st,
+    ngx_pool_t *pool);
+static ngx_uint_t ngx_http_vibe_state_member_is(ngx_http_vibe_json_t *doc,
+    const char *name, ngx_str_t *value);
 static ngx_uint_t ngx_http_vibe_state_claims(ngx_http_vibe_state_t *st);
 static void ngx_http_vibe_state_found(ngx_http_vibe_state_t *st);
 
@@ -69,7 +74,7 @@ ngx_http_vibe_state_learned(ngx_http_vibe_state_t *st, ngx_log_t *log)
         st->ask = 1;
     }
 
-    return st->ask ? NGX_HTTP_VIBE_ASK : ngx_http_vibe_state_compare(st);
+    return st->ask ? NGX_HTTP_VIBE_ASK : ngx_http_vibe_state_compare(st, NULL);
 }
 
 
@@ -114,7 +119,7 @@ ngx_http_vibe_state_asked(ngx_http_vibe_state_t *st, ngx_pool_t *pool)
         return NGX_HTTP_VIBE_FAILED;
     }
 
-    return ngx_http_vibe_state_compare(st);
+    return ngx_http_vibe_state_compare(st, pool);
 }
 
 
@@ -155,6 +160,10 @@ ngx_http_vibe_state_winner(ngx_http_vibe_state_t *st, ngx_pool_t *pool)
         return NGX_ERROR;
     }
 
+    if (st->too_large) {
+        st->access.kind = NGX_HTTP_VIBE_PRIVATE;
+    }
+
     if (st->access.kind == NGX_HTTP_VIBE_PRIVATE) {
         return NGX_OK;
     }
@@ -179,9 +188,9 @@ ngx_http_vibe_state_keep(ngx_http_vibe_state_t *st, ngx_str_t *from,
 
 
 static ngx_http_vibe_step_e
-ngx_http_vibe_state_compare(ngx_http_vibe_state_t *st)
+ngx_http_vibe_state_compare(ngx_http_vibe_state_t *st, ngx_pool_t *pool)
 {
-    if (!ngx_http_vibe_state_settled(st)) {
+    if (!ngx_http_vibe_state_settled(st, pool)) {
         return NGX_HTTP_VIBE_WRITE;
     }
 
@@ -206,7 +215,7 @@ ngx_http_vibe_state_found(ngx_http_vibe_state_t *st)
 
 
 static ngx_uint_t
-ngx_http_vibe_state_settled(ngx_http_vibe_state_t *st)
+ngx_http_vibe_state_settled(ngx_http_vibe_state_t *st, ngx_pool_t *pool)
 {
     ngx_str_t              rev;
     ngx_uint_t             private;
@@ -248,7 +257,63 @@ ngx_http_vibe_state_settled(ngx_http_vibe_state_t *st)
     ngx_http_vibe_copy_source(copy->doc, &rev);
 
     return ngx_http_vibe_same(&rev, &st->rev)
-           && ngx_http_vibe_copy_current(copy->doc);
+           && ngx_http_vibe_copy_current(copy->doc)
+           && (st->source == NULL || ngx_http_vibe_state_alike(st, pool));
+}
+
+
+/* an admin may have changed a copy and left in it what it stands for */
+
+static ngx_uint_t
+ngx_http_vibe_state_alike(ngx_http_vibe_state_t *st, ngx_pool_t *pool)
+{
+    ngx_str_t                 members, has, wants;
+    ngx_http_vibe_access_t    access;
+    ngx_http_vibe_json_t     *doc;
+    ngx_http_vibe_json_out_t  out;
+
+    doc = st->copy->doc;
+
+    if (!ngx_http_vibe_state_member_is(doc, "collection", &st->collection)
+        || !ngx_http_vibe_state_member_is(doc, "vibe_owner", &st->did)
+        || !ngx_http_vibe_state_member_is(doc, "vibe_db", &st->db)
+        || ngx_http_vibe_copy_members(pool, doc, &members) != NGX_OK
+        || !ngx_http_vibe_same(&members, &st->members)
+        || ngx_http_vibe_acl_of_copy(pool, doc, &access) != NGX_OK)
+    {
+        return 0;
+    }
+
+    ngx_http_vibe_json_out_init(&out, pool);
+    ngx_http_vibe_acl_put(&out, &access);
+
+    if (ngx_http_vibe_json_out_str(&out, &has) != NGX_OK) {
+        return 0;
+    }
+
+    ngx_http_vibe_json_out_init(&out, pool);
+    ngx_http_vibe_acl_put(&out, &st->access);
+
+    return ngx_http_vibe_json_out_str(&out, &wants) == NGX_OK
+           && ngx_http_vibe_same(&has, &wants);
+}
+
+
+static ngx_uint_t
+ngx_http_vibe_state_member_is(ngx_http_vibe_json_t *doc, const char *name,
+    ngx_str_t *value)
+{
+    ngx_str_t              str;
+    ngx_http_vibe_json_t  *m;
+
+    str.data = (u_char *) name;
+    str.len = ngx_strlen(name);
+
+    m = ngx_http_vibe_json_member(doc, &str);
+
+    return m != NULL
+           && m->type == NGX_HTTP_VIBE_JSON_STRING
+           && ngx_http_vibe_same(&m->string, value);
 }
 
 
@@ -323,6 +388,27 @@ ngx_http_vibe_state_put(ngx_http_vibe_state_t *st, ngx_pool_t *pool,
     ngx_http_vibe_copy_put(out, &copy);
 
     return NGX_OK;
+}
+
+
+ngx_uint_t
+ngx_http_vibe_state_too_large(ngx_http_vibe_state_t *st)
+{
+    if (st->too_large
+        || st->access.kind == NGX_HTTP_VIBE_PRIVATE
+        || (st->stub.len == 0
+            && (st->copy == NULL
+                || st->copy->doc == NULL
+                || st->copy->deleted)))
+    {
+        return 0;
+    }
+
+    st->too_large = 1;
+    st->check = 0;
+    st->ask = 1;
+
+    return 1;
 }
 
 

@@ -73,6 +73,7 @@ typedef struct {
     unsigned                   check:1;      /* only "rev" is known, and
                                                 whether it is deleted */
     unsigned                   deleted:1;
+    unsigned                   too_large:1;  /* no copy can be made of it */
 
     /* out */
 
@@ -116,6 +117,12 @@ ngx_http_vibe_step_e ngx_http_vibe_state_asked(ngx_http_vibe_state_t *st,
  */
 ngx_int_t ngx_http_vibe_state_put(ngx_http_vibe_state_t *st, ngx_pool_t *pool,
     ngx_http_vibe_json_out_t *out);
+
+/*
+ * CouchDB will not take a copy of that size: 1 if what stands in its place
+ * must go, and it is to be begun again; it counts as private then.
+ */
+ngx_uint_t ngx_http_vibe_state_too_large(ngx_http_vibe_state_t *st);
 
 /*
  * What to do now that it was written: NGX_OK with the revision, which must

@@ -44,6 +44,9 @@ ngx_http_vibe_targets_end(ngx_http_vibe_targets_t *ts)
             ngx_http_vibe_target_drop(ts, t);
         }
     }
+
+    ts->ndue = 0;
+    ts->nrunning = 0;
 }
 
 

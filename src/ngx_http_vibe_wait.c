@@ -16,6 +16,7 @@ static void ngx_http_vibe_wait_quit(ngx_event_t *ev);
 
 
 static ngx_uint_t    ngx_http_vibe_waiting;
+static ngx_uint_t    ngx_http_vibe_wait_last;      /* armed while exiting */
 static ngx_event_t   ngx_http_vibe_wait_event;
 
 /* nginx's debug log shows the descriptor of a timer's connection */
@@ -97,7 +98,9 @@ ngx_http_vibe_wait_end(ngx_http_vibe_wait_t *w)
 static void
 ngx_http_vibe_wait_quit(ngx_event_t *ev)
 {
-    if (!ngx_exiting) {
+    /* when the worker was told to quit most of the time may have been over */
+
+    if (!ngx_exiting || ngx_http_vibe_wait_last++ == 0) {
         ngx_add_timer(ev, NGX_HTTP_VIBE_WAIT_QUIT);
     }
 }

@@ -458,7 +458,7 @@ void
 ngx_http_vibe_zone_know(ngx_http_vibe_zone_t *zone, ngx_str_t *global,
     ngx_str_t *source, ngx_str_t *copy)
 {
-    ngx_http_vibe_known_t    known;
+    ngx_http_vibe_known_t    known, *entry;
     ngx_http_vibe_shared_t  *shared;
 
     if (ngx_http_vibe_zone_is_none(zone)) {
@@ -475,7 +475,20 @@ ngx_http_vibe_zone_know(ngx_http_vibe_zone_t *zone, ngx_str_t *global,
 
     ngx_http_vibe_zone_lock(zone);
 
-    ngx_http_vibe_zone_put(&shared->known[known.id % shared->n], &known);
+    entry = &shared->known[known.id % shared->n];
+
+    if (entry->id == known.id && entry->copy != known.copy) {
+
+        /*
+         * Who wrote it has forgotten it before: so somebody else has told of
+         * another state meanwhile, and which is the later one is not known.
+         */
+
+        entry->id = 0;
+
+    } else {
+        ngx_http_vibe_zone_put(entry, &known);
+    }
 
     ngx_http_vibe_zone_unlock(zone);
 }
