@@ -21,6 +21,7 @@
 #include "ngx_http_vibe_file.h"
 #include "ngx_http_vibe_global.h"
 #include "ngx_http_vibe_index.h"
+#include "ngx_http_vibe_lease.h"
 #include "ngx_http_vibe_mirror.h"
 #include "ngx_http_vibe_repair.h"
 #include "ngx_http_vibe_selector.h"
@@ -60,6 +61,8 @@ static char *ngx_http_vibe_revoked_file(ngx_conf_t *cf, ngx_command_t *cmd,
 static char *ngx_http_vibe_origins(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_vibe_db_prefix(ngx_conf_t *cf, void *post, void *data);
+static char *ngx_http_vibe_lease_bounds(ngx_conf_t *cf, void *post,
+    void *data);
 static char *ngx_http_vibe_data(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_vibe_status(ngx_conf_t *cf, ngx_command_t *cmd,
@@ -100,6 +103,10 @@ static ngx_conf_num_bounds_t  ngx_http_vibe_own_indexes_bounds = {
 
 static ngx_conf_num_bounds_t  ngx_http_vibe_batch_docs_bounds = {
     ngx_conf_check_num_bounds, 1, 10000
+};
+
+static ngx_conf_post_t  ngx_http_vibe_lease_post = {
+    ngx_http_vibe_lease_bounds
 };
 
 static ngx_conf_num_bounds_t  ngx_http_vibe_scan_rate_bounds = {
@@ -198,7 +205,7 @@ static ngx_command_t  ngx_http_vibe_commands[] = {
       ngx_conf_set_msec_slot,
       NGX_HTTP_MAIN_CONF_OFFSET,
       offsetof(ngx_http_vibe_main_conf_t, lease),
-      NULL },
+      &ngx_http_vibe_lease_post },
 
     { ngx_string("vibe_sweep"),
       NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
@@ -889,6 +896,23 @@ ngx_http_vibe_db_prefix(ngx_conf_t *cf, void *post, void *data)
                                "user's, as \"%V\"", prefix, &taken[i]);
             return NGX_CONF_ERROR;
         }
+    }
+
+    return NGX_CONF_OK;
+}
+
+
+/* it is renewed twice in a term, and an answer may take half of one */
+
+static char *
+ngx_http_vibe_lease_bounds(ngx_conf_t *cf, void *post, void *data)
+{
+    ngx_msec_t *lease = data;
+
+    if (*lease < NGX_HTTP_VIBE_LEASE_MIN || *lease > NGX_HTTP_VIBE_LEASE_MAX) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"vibe_lease\" must be between 1s and 1h");
+        return NGX_CONF_ERROR;
     }
 
     return NGX_CONF_OK;

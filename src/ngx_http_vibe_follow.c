@@ -126,7 +126,7 @@ ngx_http_vibe_follow_send(ngx_http_vibe_follow_t *f)
     ngx_memzero(couch, sizeof(ngx_http_vibe_couch_t));
 
     couch->path.data = p;
-    couch->path.len = ngx_sprintf(p, "%s?feed=continuous&heartbeat=%d&since=%V",
+    couch->path.len = ngx_sprintf(p, "%sfeed=continuous&heartbeat=%d&since=%V",
                                   f->path, NGX_HTTP_VIBE_FOLLOW_BEAT, &escaped)
                       - p;
 

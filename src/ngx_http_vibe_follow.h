@@ -33,7 +33,7 @@ typedef struct ngx_http_vibe_follow_s  ngx_http_vibe_follow_t;
 struct ngx_http_vibe_follow_s {
     /* in */
 
-    const char                  *path;       /* "/_db_updates" */
+    const char                  *path;       /* "/_db_updates?" */
     const char                  *now;        /* "since" where none is known */
     void                        *data;       /* the caller's own */
 

@@ -436,8 +436,10 @@ ngx_http_vibe_did_of_db(ngx_pool_t *pool, ngx_str_t *prefix, ngx_str_t *db,
     ngx_str_t *did)
 {
     size_t      i, len;
-    u_char     *hex;
+    u_char     *hex, *p;
     ngx_int_t   high, low;
+
+    ngx_str_null(did);
 
     if (db->len <= prefix->len
         || db->len > NGX_HTTP_VIBE_DB_MAX
@@ -450,12 +452,10 @@ ngx_http_vibe_did_of_db(ngx_pool_t *pool, ngx_str_t *prefix, ngx_str_t *db,
     hex = db->data + prefix->len;
     len = (db->len - prefix->len) / 2;
 
-    did->data = ngx_pnalloc(pool, len);
-    if (did->data == NULL) {
+    p = ngx_pnalloc(pool, len);
+    if (p == NULL) {
         return NGX_ERROR;
     }
-
-    did->len = len;
 
     for (i = 0; i < len; i++) {
         high = ngx_http_vibe_id_unhex(hex[2 * i]);
@@ -465,10 +465,18 @@ ngx_http_vibe_did_of_db(ngx_pool_t *pool, ngx_str_t *prefix, ngx_str_t *db,
             return NGX_DECLINED;
         }
 
-        did->data[i] = (u_char) (high << 4 | low);
+        p[i] = (u_char) (high << 4 | low);
     }
 
-    return ngx_http_vibe_is_did(did) ? NGX_OK : NGX_DECLINED;
+    did->data = p;
+    did->len = len;
+
+    if (!ngx_http_vibe_is_did(did)) {
+        ngx_str_null(did);
+        return NGX_DECLINED;
+    }
+
+    return NGX_OK;
 }
 
 

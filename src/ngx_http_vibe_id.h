@@ -86,7 +86,7 @@ ngx_int_t ngx_http_vibe_db_of_did(ngx_pool_t *pool, ngx_str_t *prefix,
 
 /*
  * The DID that a database's name gives back.  NGX_OK; NGX_DECLINED where the
- * name gives none; NGX_ERROR: no memory.
+ * name gives none, and "did" is empty; NGX_ERROR: no memory.
  */
 ngx_int_t ngx_http_vibe_did_of_db(ngx_pool_t *pool, ngx_str_t *prefix,
     ngx_str_t *db, ngx_str_t *did);

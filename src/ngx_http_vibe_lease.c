@@ -113,7 +113,7 @@ ngx_http_vibe_lease_tick(ngx_event_t *ev)
         return;
     }
 
-    ngx_add_timer(ev, NGX_HTTP_VIBE_LEASE_TICK);
+    ngx_add_timer(ev, ngx_min(NGX_HTTP_VIBE_LEASE_TICK, l->vmcf->lease / 5));
 
     if (!ngx_http_vibe_zone_lease(l->vmcf->zone)) {
         l->mine = 0;

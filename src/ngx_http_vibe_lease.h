@@ -26,8 +26,12 @@
 #define NGX_HTTP_VIBE_STATE_DB    "vibe_state"
 #define NGX_HTTP_VIBE_LEASE_DOC   "/lease"
 
-/* how often a worker looks at the zone's lease, milliseconds */
+/* how often a worker looks at the zone's lease at least, milliseconds */
 #define NGX_HTTP_VIBE_LEASE_TICK  1000
+
+/* bounds of vibe_lease, milliseconds */
+#define NGX_HTTP_VIBE_LEASE_MIN   1000
+#define NGX_HTTP_VIBE_LEASE_MAX   3600000
 
 
 /* called when this worker has begun, or has ceased, to hold the lease */

@@ -416,7 +416,7 @@ ngx_http_vibe_mirror_know(ngx_http_vibe_mirror_row_t *row)
     }
 
     ngx_http_vibe_zone_count(zone, NGX_HTTP_VIBE_DOCS_UNCOLLECTED,
-                             st->uncollected && row->mirror->waited);
+                             st->uncollected);
 }
 
 

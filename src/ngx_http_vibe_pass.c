@@ -45,6 +45,10 @@ ngx_http_vibe_pass_init(ngx_http_vibe_pass_t *p,
     p->targets = targets;
     p->complete = ngx_http_vibe_zone_get(vmcf->zone, NGX_HTTP_VIBE_COMPLETE);
 
+    if (targets == NULL) {
+        return;
+    }
+
     p->seqs = ngx_calloc(NGX_HTTP_VIBE_PASS_SEQS
                          * sizeof(ngx_http_vibe_pass_seq_t), ngx_cycle->log);
     if (p->seqs == NULL) {
@@ -77,8 +81,8 @@ ngx_http_vibe_pass_end(ngx_http_vibe_pass_t *p)
 
 
 void
-ngx_http_vibe_pass_begin(ngx_http_vibe_pass_t *p, ngx_uint_t global,
-    ngx_uint_t rate)
+ngx_http_vibe_pass_begin(ngx_http_vibe_pass_t *p,
+    ngx_http_vibe_pass_e stage, ngx_uint_t rate)
 {
     if (p->ask.pool == NULL
         && ngx_http_vibe_ask_init(&p->ask, p->vmcf->zone, p) != NGX_OK)
@@ -88,14 +92,13 @@ ngx_http_vibe_pass_begin(ngx_http_vibe_pass_t *p, ngx_uint_t global,
 
     ngx_http_vibe_target_keep(&p->last, NULL);
 
-    p->stage = NGX_HTTP_VIBE_PASS_LIST;
+    p->stage = stage;
     p->prefix = 0;
     p->next = ngx_current_msec;
     p->rate = rate;
     p->listed = 0;
     p->unowned = 0;
     p->failures = 0;
-    p->global = global;
     p->busy = 0;
 
     ngx_http_vibe_pass_step(p);
@@ -105,7 +108,9 @@ ngx_http_vibe_pass_begin(ngx_http_vibe_pass_t *p, ngx_uint_t global,
 void
 ngx_http_vibe_pass_step(ngx_http_vibe_pass_t *p)
 {
-    ngx_http_vibe_pass_gauges(p);
+    if (p->targets != NULL) {
+        ngx_http_vibe_pass_gauges(p);
+    }
 
     if (p->busy || (ngx_msec_int_t) (p->next - ngx_current_msec) > 0) {
         return;
@@ -145,18 +150,12 @@ ngx_http_vibe_pass_step(ngx_http_vibe_pass_t *p)
             break;
         }
 
-        p->stage = NGX_HTTP_VIBE_PASS_GLOBAL;
+        p->stage = NGX_HTTP_VIBE_PASS_NONE;
 
-        /* fall through */
+        break;
 
     case NGX_HTTP_VIBE_PASS_GLOBAL:
-
-        if (p->global) {
-            ngx_http_vibe_pass_global(p);
-
-        } else {
-            ngx_http_vibe_pass_done(p);
-        }
+        ngx_http_vibe_pass_global(p);
 
         break;
 
@@ -606,8 +605,7 @@ ngx_http_vibe_pass_done(ngx_http_vibe_pass_t *p)
 {
     p->stage = NGX_HTTP_VIBE_PASS_NONE;
 
-    ngx_http_vibe_zone_count(p->vmcf->zone, NGX_HTTP_VIBE_REPAIR_SWEEPS,
-                             p->global);
+    ngx_http_vibe_zone_count(p->vmcf->zone, NGX_HTTP_VIBE_REPAIR_SWEEPS, 1);
 }
 
 

@@ -1,7 +1,6 @@
 
 /*
- * A pass of repair: through the databases of all users, then, if wanted,
- * through "global".
+ * A pass of repair, through the databases of all users or through "global".
  *
  * A database is checked where its update_seq, told by _dbs_info for a hundred
  * at once, is not the one that is remembered.  So a pass in which nothing is
@@ -61,7 +60,7 @@ typedef struct {
 
 typedef struct {
     ngx_http_vibe_main_conf_t   *vmcf;
-    ngx_http_vibe_targets_t     *targets;
+    ngx_http_vibe_targets_t     *targets;      /* NULL: through "global" */
     ngx_http_vibe_pass_seq_t    *seqs;         /* NULL: nothing remembered */
     ngx_http_vibe_ask_t          ask;
     ngx_http_vibe_walk_t        *walk;
@@ -77,7 +76,6 @@ typedef struct {
     ngx_uint_t                   unowned;
     ngx_uint_t                   failures;
 
-    unsigned                     global:1;     /* goes through it too */
     unsigned                     busy:1;       /* CouchDB is being asked */
     unsigned                     complete:1;   /* "global" is marked so */
 } ngx_http_vibe_pass_t;
@@ -89,9 +87,12 @@ void ngx_http_vibe_pass_end(ngx_http_vibe_pass_t *p);
 
 #define ngx_http_vibe_pass_going(p)  ((p)->stage != NGX_HTTP_VIBE_PASS_NONE)
 
-/* "global": also through that; "rate": databases a second, 0: no limit */
-void ngx_http_vibe_pass_begin(ngx_http_vibe_pass_t *p, ngx_uint_t global,
-    ngx_uint_t rate);
+/*
+ * Begins with NGX_HTTP_VIBE_PASS_LIST: through the databases, "rate" of them a
+ * second, 0: no limit; or NGX_HTTP_VIBE_PASS_GLOBAL: through that.
+ */
+void ngx_http_vibe_pass_begin(ngx_http_vibe_pass_t *p,
+    ngx_http_vibe_pass_e stage, ngx_uint_t rate);
 
 /* does what can be done now; to be called every now and then */
 void ngx_http_vibe_pass_step(ngx_http_vibe_pass_t *p);

@@ -29,7 +29,8 @@ typedef struct {
     ngx_http_vibe_follow_t       updates;
     ngx_http_vibe_follow_t       changes;    /* of "global" */
     ngx_http_vibe_targets_t      targets;
-    ngx_http_vibe_pass_t         pass;
+    ngx_http_vibe_pass_t         pass;       /* through the databases */
+    ngx_http_vibe_pass_t         tour;       /* through "global" */
 
     ngx_queue_t                  strays;
     ngx_uint_t                   nstrays;
@@ -49,6 +50,7 @@ typedef struct {
     unsigned                     warned:1;
     unsigned                     pass_due:1;
     unsigned                     walk_due:1;
+    unsigned                     sweep_due:1;
 } ngx_http_vibe_repair_t;
 
 
@@ -149,6 +151,7 @@ ngx_http_vibe_repair_begin(void)
     r->vmcf->copies = 0;
 
     ngx_http_vibe_pass_init(&r->pass, r->vmcf, &r->targets);
+    ngx_http_vibe_pass_init(&r->tour, r->vmcf, NULL);
 
     ngx_add_timer(&r->event, 1);
 }
@@ -172,6 +175,7 @@ ngx_http_vibe_repair_cease(void)
     ngx_http_vibe_follow_end(&r->updates);
     ngx_http_vibe_follow_end(&r->changes);
     ngx_http_vibe_pass_end(&r->pass);
+    ngx_http_vibe_pass_end(&r->tour);
 
     if (r->walk != NULL) {
         ngx_http_vibe_walk_end(r->walk);
@@ -286,7 +290,9 @@ ngx_http_vibe_repair_made(void *data, ngx_http_vibe_call_t *failed)
 
     ngx_http_vibe_targets_end(&r->targets);
     ngx_http_vibe_pass_end(&r->pass);
+    ngx_http_vibe_pass_end(&r->tour);
     ngx_http_vibe_pass_init(&r->pass, r->vmcf, &r->targets);
+    ngx_http_vibe_pass_init(&r->tour, r->vmcf, NULL);
 
     ngx_http_vibe_follow_end(&r->updates);
     ngx_http_vibe_follow_end(&r->changes);
@@ -306,12 +312,12 @@ ngx_http_vibe_repair_follow(void)
     ngx_memzero(&r->updates, sizeof(ngx_http_vibe_follow_t));
     ngx_memzero(&r->changes, sizeof(ngx_http_vibe_follow_t));
 
-    r->updates.path = "/_db_updates";
+    r->updates.path = "/_db_updates?";
     r->updates.now = "now";
     r->updates.line = ngx_http_vibe_repair_update;
     r->updates.ended = ngx_http_vibe_repair_updates_ended;
 
-    r->changes.path = "/" NGX_HTTP_VIBE_GLOBAL "/_changes";
+    r->changes.path = "/" NGX_HTTP_VIBE_GLOBAL "/_changes?style=all_docs&";
     r->changes.now = "now";
     r->changes.line = ngx_http_vibe_repair_change;
     r->changes.ended = ngx_http_vibe_repair_changes_ended;
@@ -420,11 +426,11 @@ static void
 ngx_http_vibe_repair_change(ngx_http_vibe_follow_t *f,
     ngx_http_vibe_json_t *line)
 {
-    ngx_http_vibe_json_t  *id, *rev;
+    ngx_http_vibe_json_t  *id, *revs, *rev;
 
     id = ngx_http_vibe_json_get(line, "id");
-    rev = ngx_http_vibe_json_get(line, "changes");
-    rev = ngx_http_vibe_json_get(rev ? rev->child : NULL, "rev");
+    revs = ngx_http_vibe_json_get(line, "changes");
+    rev = ngx_http_vibe_json_get(revs ? revs->child : NULL, "rev");
 
     if (id == NULL
         || id->type != NGX_HTTP_VIBE_JSON_STRING
@@ -433,6 +439,16 @@ ngx_http_vibe_repair_change(ngx_http_vibe_follow_t *f,
         || rev == NULL
         || rev->type != NGX_HTTP_VIBE_JSON_STRING)
     {
+        return;
+    }
+
+    if (revs->n > 1) {
+
+        /* other leaves live, or did: no one revision says that all is well */
+
+        ngx_http_vibe_zone_forget(ngx_http_vibe_repair.vmcf->zone,
+                                  &id->string);
+        ngx_http_vibe_repair_stray(&id->string, &revs->raw);
         return;
     }
 
@@ -760,34 +776,39 @@ ngx_http_vibe_repair_failed(ngx_http_vibe_target_t *t)
 static void
 ngx_http_vibe_repair_pass(void)
 {
-    ngx_uint_t               sweep;
     ngx_http_vibe_repair_t  *r;
 
     r = &ngx_http_vibe_repair;
 
-    if (ngx_http_vibe_pass_going(&r->pass)) {
-        ngx_http_vibe_pass_step(&r->pass);
-        return;
-    }
-
-    sweep = (ngx_current_msec - r->swept >= r->vmcf->sweep);
-
-    if (!r->pass_due && !r->walk_due && !sweep && !r->scanning) {
-        return;
-    }
-
-    if (sweep) {
+    if (ngx_current_msec - r->swept >= r->vmcf->sweep) {
         r->swept = ngx_current_msec;
         r->walk_due = 1;
+        r->sweep_due = 1;
     }
 
-    /* the pace is for what is done without need */
+    if (ngx_http_vibe_pass_going(&r->pass)) {
+        ngx_http_vibe_pass_step(&r->pass);
 
-    ngx_http_vibe_pass_begin(&r->pass, r->walk_due,
-                             r->pass_due ? 0 : (ngx_uint_t)
-                                               r->vmcf->scan_rate);
-    r->pass_due = 0;
-    r->walk_due = 0;
+    } else if (r->pass_due || r->sweep_due || r->scanning) {
+
+        /* the pace is for what is done without need */
+
+        ngx_http_vibe_pass_begin(&r->pass, NGX_HTTP_VIBE_PASS_LIST,
+                                 r->pass_due ? 0 : (ngx_uint_t)
+                                                   r->vmcf->scan_rate);
+        r->pass_due = 0;
+        r->sweep_due = 0;
+    }
+
+    /* beside it: to go through "global" takes longer */
+
+    if (ngx_http_vibe_pass_going(&r->tour)) {
+        ngx_http_vibe_pass_step(&r->tour);
+
+    } else if (r->walk_due) {
+        ngx_http_vibe_pass_begin(&r->tour, NGX_HTTP_VIBE_PASS_GLOBAL, 0);
+        r->walk_due = 0;
+    }
 }
 
 

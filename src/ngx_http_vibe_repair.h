@@ -10,7 +10,7 @@
  *     expect from the mirrors of this host;
  *   - makes passes: at its start, when _db_updates was lost, and every
  *     vibe_sweep.  A pass lists all user databases and checks those whose
- *     update_seq is not the one that it remembers; then it walks through
+ *     update_seq is not the one that it remembers; another one walks through
  *     "global" for copies whose source is gone.
  *
  * Where _db_updates cannot be had, passes follow one another, at the pace of

@@ -100,7 +100,8 @@ ngx_http_vibe_state_checked(ngx_http_vibe_state_t *st)
 
     ngx_http_vibe_copy_source(st->copy->doc, &rev);
 
-    return !st->deleted
+    return rev.len
+           && !st->deleted
            && st->copy->nlosers == 0
            && ngx_http_vibe_same(&rev, &st->rev)
            && ngx_http_vibe_copy_current(st->copy->doc);

@@ -16,6 +16,8 @@ static ngx_int_t ngx_http_vibe_walk_sort_one(ngx_http_vibe_walk_t *w,
 static ngx_int_t ngx_http_vibe_walk_db(ngx_http_vibe_walk_t *w,
     ngx_http_vibe_walk_row_t *row);
 static void ngx_http_vibe_walk_owners(ngx_http_vibe_walk_t *w);
+static void ngx_http_vibe_walk_disown(ngx_http_vibe_walk_t *w,
+    ngx_http_vibe_walk_row_t *row);
 static void ngx_http_vibe_walk_owner(ngx_http_vibe_ask_t *ask,
     ngx_http_vibe_call_t *call);
 static void ngx_http_vibe_walk_mirror(ngx_http_vibe_walk_t *w);
@@ -241,10 +243,15 @@ ngx_http_vibe_walk_sort_one(ngx_http_vibe_walk_t *w,
 
     leaf = row->leaf;
 
-    if (leaf->doc == NULL
-        || (leaf->id.len && leaf->id.data[0] == '_')
-        || ngx_http_vibe_copy_newer_format(leaf->doc))
-    {
+    if (leaf->doc == NULL || (leaf->id.len && leaf->id.data[0] == '_')) {
+        row->skip = 1;
+        return NGX_OK;
+    }
+
+    if (ngx_http_vibe_copy_newer_format(leaf->doc)) {
+        ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, 0,
+                      "\"%V\" in global has the format of a newer version "
+                      "and is left alone", &leaf->id);
         row->skip = 1;
         return NGX_OK;
     }
@@ -320,11 +327,13 @@ ngx_http_vibe_walk_owners(ngx_http_vibe_walk_t *w)
 
         case NGX_OK:
 
-            if (!ngx_http_vibe_same(&did, &row->did)) {
-                row->db.len = 0;
+            if (ngx_http_vibe_same(&did, &row->did)) {
+                row->owned = 1;
+
+            } else {
+                ngx_http_vibe_walk_disown(w, row);
             }
 
-            row->owned = 1;
             continue;
 
         case NGX_DECLINED:
@@ -334,8 +343,7 @@ ngx_http_vibe_walk_owners(ngx_http_vibe_walk_t *w)
             return;
 
         case NGX_ABORT:
-            row->db.len = 0;
-            row->owned = 1;
+            ngx_http_vibe_walk_disown(w, row);
             continue;
 
         default:
@@ -345,6 +353,29 @@ ngx_http_vibe_walk_owners(ngx_http_vibe_walk_t *w)
     }
 
     ngx_http_vibe_walk_mirror(w);
+}
+
+
+/*
+ * Not of that database.  The one that gives the DID by its name may have such
+ * a document; if not, it is nobody's.
+ */
+
+static void
+ngx_http_vibe_walk_disown(ngx_http_vibe_walk_t *w,
+    ngx_http_vibe_walk_row_t *row)
+{
+    ngx_str_t  did;
+
+    row->owned = 1;
+    row->db.len = 0;
+
+    if (ngx_http_vibe_walk_db(w, row) != NGX_OK
+        || ngx_http_vibe_check_named(w->vmcf, w->pool, &row->db, &did)
+           != NGX_OK)
+    {
+        row->db.len = 0;
+    }
 }
 
 
@@ -384,10 +415,11 @@ ngx_http_vibe_walk_owner(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
             continue;
         }
 
-        row->owned = 1;
+        if (did != NULL && ngx_http_vibe_same(&did->string, &row->did)) {
+            row->owned = 1;
 
-        if (did == NULL || !ngx_http_vibe_same(&did->string, &row->did)) {
-            row->db.len = 0;
+        } else {
+            ngx_http_vibe_walk_disown(w, row);
         }
     }
 

@@ -77,6 +77,9 @@ sub make_default { return $ENV{VIBE_COUCHDB_URL} = $_[0]->url }
 sub again {
     my ($self) = @_;
 
+    # What the one before has said is not said by this one.
+    unlink $self->{output};
+
     my $pid = fork // die "fork: $!\n";
 
     if ($pid == 0) {
