@@ -43,7 +43,7 @@ static void ngx_http_vibe_check_failed(ngx_http_vibe_check_t *c);
 
 ngx_http_vibe_check_t *
 ngx_http_vibe_check(ngx_http_vibe_main_conf_t *vmcf, ngx_str_t *db,
-    ngx_str_t *did, ngx_str_t *seq, ngx_uint_t save,
+    ngx_str_t *did, ngx_str_t *seq, ngx_uint_t save, ngx_uint_t fresh,
     ngx_http_vibe_check_pt handler, void *data)
 {
     ngx_int_t               rc;
@@ -65,6 +65,7 @@ ngx_http_vibe_check(ngx_http_vibe_main_conf_t *vmcf, ngx_str_t *db,
     c->handler = handler;
     c->data = data;
     c->save = save;
+    c->fresh = fresh;
     c->page = NGX_HTTP_VIBE_CHECK_PAGE;
 
     ngx_memcpy(c->global, vmcf->global_id, NGX_HTTP_VIBE_GLOBAL_ID);
@@ -188,6 +189,10 @@ ngx_http_vibe_check_owner(ngx_http_vibe_ask_t *ask,
 static void
 ngx_http_vibe_check_checkpoint(ngx_http_vibe_check_t *c)
 {
+    if (c->fresh) {
+        ngx_str_set(&c->seq, "0");
+    }
+
     if (c->seq.len) {
         ngx_http_vibe_check_changes(c);
         return;
@@ -284,9 +289,10 @@ ngx_http_vibe_check_since(ngx_http_vibe_check_t *c, ngx_http_vibe_call_t *call)
 static void
 ngx_http_vibe_check_changes(ngx_http_vibe_check_t *c)
 {
-    u_char  *p, path[sizeof("/_changes?limit=&since=%V") + NGX_INT_T_LEN];
+    u_char  *p, path[sizeof("/_changes?limit=&style=all_docs&since=%V")
+                  + NGX_INT_T_LEN];
 
-    p = ngx_sprintf(path, "/_changes?limit=%d&since=",
+    p = ngx_sprintf(path, "/_changes?limit=%d&style=all_docs&since=",
                     NGX_HTTP_VIBE_CHECK_PAGE);
     ngx_memcpy(p, "%V", sizeof("%V"));
 
@@ -369,18 +375,24 @@ ngx_http_vibe_check_rows(ngx_http_vibe_check_t *c,
 }
 
 
-/* its winner is told by its revision: the first, and only, of "changes" */
+/*
+ * Its winner is told by its revision, the first of "changes".  Where there are
+ * other leaves, a winner may be one that was before: nothing that is known of
+ * it, or found, is trusted then.
+ */
 
 static ngx_int_t
 ngx_http_vibe_check_row(ngx_http_vibe_check_t *c, ngx_http_vibe_json_t *change)
 {
     ngx_str_t                    global;
-    ngx_http_vibe_json_t        *id, *rev, *deleted;
+    ngx_uint_t                   leaves;
+    ngx_http_vibe_json_t        *id, *leaf, *rev, *deleted;
     ngx_http_vibe_mirror_row_t  *row;
 
     id = ngx_http_vibe_json_get(change, "id");
-    rev = ngx_http_vibe_json_get(change, "changes");
-    rev = ngx_http_vibe_json_get(rev ? rev->child : NULL, "rev");
+    leaf = ngx_http_vibe_json_get(change, "changes");
+    leaf = leaf ? leaf->child : NULL;
+    rev = ngx_http_vibe_json_get(leaf, "rev");
     deleted = ngx_http_vibe_json_get(change, "deleted");
 
     if (id == NULL
@@ -401,7 +413,10 @@ ngx_http_vibe_check_row(ngx_http_vibe_check_t *c, ngx_http_vibe_json_t *change)
         return NGX_ERROR;
     }
 
+    leaves = (leaf != NULL && leaf->next != NULL);
+
     if (!c->fresh
+        && !leaves
         && ngx_http_vibe_zone_knows_source(c->vmcf->zone, &global,
                                            &rev->string))
     {
@@ -413,7 +428,8 @@ ngx_http_vibe_check_row(ngx_http_vibe_check_t *c, ngx_http_vibe_json_t *change)
         return NGX_ERROR;
     }
 
-    row->state.check = 1;
+    row->state.check = !leaves;
+    row->state.ask = leaves;
     row->state.deleted = (deleted != NULL
                           && deleted->type == NGX_HTTP_VIBE_JSON_TRUE);
 
@@ -652,6 +668,9 @@ ngx_http_vibe_check_mirrored(ngx_http_vibe_mirror_t *m)
 {
     ngx_http_vibe_check_t *c = m->data;
 
+    ngx_uint_t                   i;
+    ngx_http_vibe_mirror_row_t  *row;
+
     if (c == NULL) {
         return;
     }
@@ -663,6 +682,12 @@ ngx_http_vibe_check_mirrored(ngx_http_vibe_mirror_t *m)
     if (!ngx_http_vibe_check_passed(m)) {
         ngx_http_vibe_check_failed(c);
         return;
+    }
+
+    row = m->rows.elts;
+
+    for (i = 0; i < m->rows.nelts; i++) {
+        c->hold |= row[i].state.newer;
     }
 
     ngx_http_vibe_check_next(c);
@@ -755,6 +780,14 @@ ngx_http_vibe_check_save(ngx_http_vibe_check_t *c)
 {
     ngx_str_t                 id;
     ngx_http_vibe_json_out_t  out;
+
+    if (c->hold) {
+
+        /* a newer version will pass what this one left alone */
+
+        c->handler(c, NGX_OK);
+        return;
+    }
 
     /* what was made right is of the "global" that there was at the start */
 

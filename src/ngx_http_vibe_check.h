@@ -44,6 +44,7 @@ struct ngx_http_vibe_check_s {
     ngx_http_vibe_check_pt       handler;
     void                        *data;
     unsigned                     save:1;     /* write the checkpoint */
+    unsigned                     hold:1;     /* do not: a row was left alone */
 
     /* in, if known; out */
 
@@ -71,12 +72,13 @@ struct ngx_http_vibe_check_s {
 
 
 /*
- * Begins; "db", "did" and "seq" are copied.  The handler is called from the
- * event loop, and must end the check.  NULL: no memory.
+ * Begins; "db", "did" and "seq" are copied.  "fresh": whatever checkpoint
+ * there is says nothing.  The handler is called from the event loop, and must
+ * end the check.  NULL: no memory.
  */
 ngx_http_vibe_check_t *ngx_http_vibe_check(ngx_http_vibe_main_conf_t *vmcf,
     ngx_str_t *db, ngx_str_t *did, ngx_str_t *seq, ngx_uint_t save,
-    ngx_http_vibe_check_pt handler, void *data);
+    ngx_uint_t fresh, ngx_http_vibe_check_pt handler, void *data);
 
 /* ends it, also before its handler was called; what it mirrors goes on */
 void ngx_http_vibe_check_end(ngx_http_vibe_check_t *c);

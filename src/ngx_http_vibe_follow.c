@@ -6,6 +6,7 @@ static void ngx_http_vibe_follow_begin(ngx_event_t *ev);
 static ngx_int_t ngx_http_vibe_follow_send(ngx_http_vibe_follow_t *f);
 static ngx_int_t ngx_http_vibe_follow_line(ngx_http_vibe_couch_t *couch,
     ngx_str_t *line);
+static void ngx_http_vibe_follow_sought(ngx_http_vibe_couch_t *couch);
 static void ngx_http_vibe_follow_answered(ngx_http_vibe_couch_t *couch);
 static void ngx_http_vibe_follow_again(ngx_http_vibe_follow_t *f);
 
@@ -126,9 +127,22 @@ ngx_http_vibe_follow_send(ngx_http_vibe_follow_t *f)
     ngx_memzero(couch, sizeof(ngx_http_vibe_couch_t));
 
     couch->path.data = p;
-    couch->path.len = ngx_sprintf(p, "%sfeed=continuous&heartbeat=%d&since=%V",
-                                  f->path, NGX_HTTP_VIBE_FOLLOW_BEAT, &escaped)
-                      - p;
+
+    if (f->seq_len == 0) {
+
+        /*
+         * Where "now" is must be known before anything is looked at that is
+         * older: a feed says nothing before its first change.
+         */
+
+        p = ngx_sprintf(p, "%slimit=0&since=%V", f->path, &escaped);
+
+    } else {
+        p = ngx_sprintf(p, "%sfeed=continuous&heartbeat=%d&since=%V", f->path,
+                        NGX_HTTP_VIBE_FOLLOW_BEAT, &escaped);
+    }
+
+    couch->path.len = p - couch->path.data;
 
     couch->pool = f->pool;
     couch->method = NGX_HTTP_GET;
@@ -136,6 +150,11 @@ ngx_http_vibe_follow_send(ngx_http_vibe_follow_t *f)
     couch->handler = ngx_http_vibe_follow_answered;
     couch->line = ngx_http_vibe_follow_line;
     couch->data = f;
+
+    if (f->seq_len == 0) {
+        couch->handler = ngx_http_vibe_follow_sought;
+        couch->line = NULL;
+    }
 
     return (ngx_http_vibe_couch_send(couch) == NGX_OK) ? NGX_OK : NGX_ERROR;
 }
@@ -168,6 +187,52 @@ ngx_http_vibe_follow_line(ngx_http_vibe_couch_t *couch, ngx_str_t *line)
     ngx_reset_pool(f->lines);
 
     return (rc == NGX_OK) ? NGX_OK : NGX_ERROR;
+}
+
+
+static void
+ngx_http_vibe_follow_sought(ngx_http_vibe_couch_t *couch)
+{
+    ngx_http_vibe_follow_t *f = couch->data;
+
+    ngx_http_vibe_call_t   call;
+    ngx_http_vibe_json_t  *root, *seq;
+
+    if (couch->status == NGX_HTTP_OK) {
+
+        ngx_memzero(&call, sizeof(ngx_http_vibe_call_t));
+
+        call.path = couch->path;
+        call.status = couch->status;
+        call.answer = couch->answer;
+        call.too_large = couch->too_large;
+
+        if (ngx_http_vibe_scan_answer(f->pool, &call, 1, &root) == NGX_OK) {
+            seq = ngx_http_vibe_json_get(root, "last_seq");
+
+            if (seq != NULL && seq->type == NGX_HTTP_VIBE_JSON_STRING) {
+                ngx_http_vibe_follow_since(f, &seq->string);
+            }
+        }
+
+        if (f->seq_len == 0) {
+            couch->status = NGX_HTTP_BAD_GATEWAY;
+        }
+    }
+
+    if (f->seq_len == 0) {
+        ngx_http_vibe_follow_answered(couch);
+        return;
+    }
+
+    ngx_destroy_pool(f->pool);
+    f->pool = NULL;
+
+    ngx_http_vibe_zone_answer(f->zone, NGX_HTTP_OK);
+
+    ngx_add_timer(&f->event, 1);
+
+    f->begun(f);
 }
 
 

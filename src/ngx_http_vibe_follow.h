@@ -41,6 +41,9 @@ struct ngx_http_vibe_follow_s {
     void                       (*line)(ngx_http_vibe_follow_t *f,
                                        ngx_http_vibe_json_t *line);
 
+    /* it begins from now: what was before it does not tell */
+    void                       (*begun)(ngx_http_vibe_follow_t *f);
+
     /* it has ended, with CouchDB's status, and will begin again by itself */
     void                       (*ended)(ngx_http_vibe_follow_t *f,
                                         ngx_uint_t status);

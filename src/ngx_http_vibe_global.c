@@ -58,6 +58,8 @@ static void ngx_http_vibe_global_indexed(ngx_http_vibe_ask_t *ask,
     ngx_http_vibe_call_t *call);
 static void ngx_http_vibe_global_mark(ngx_http_vibe_ask_t *ask,
     ngx_http_vibe_call_t *call);
+static void ngx_http_vibe_global_told(ngx_http_vibe_ask_t *ask,
+    ngx_http_vibe_call_t *call);
 static void ngx_http_vibe_global_new_mark(ngx_http_vibe_global_make_t *g,
     ngx_http_vibe_call_t *call);
 static void ngx_http_vibe_global_mark_put(ngx_http_vibe_ask_t *ask,
@@ -443,10 +445,7 @@ ngx_http_vibe_global_indexed(ngx_http_vibe_ask_t *ask,
 }
 
 
-/*
- * The mark gives this "global" an id, with which checkpoints are valid, and
- * says whether it holds all that it should.  One without a mark is new.
- */
+/* by its id checkpoints are valid; one without a mark is new */
 
 static void
 ngx_http_vibe_global_mark(ngx_http_vibe_ask_t *ask,
@@ -454,7 +453,7 @@ ngx_http_vibe_global_mark(ngx_http_vibe_ask_t *ask,
 {
     ngx_http_vibe_global_make_t *g = ask->data;
 
-    ngx_http_vibe_json_t  *root, *id, *complete;
+    ngx_http_vibe_json_t  *root, *id;
 
     if (call->status == NGX_HTTP_NOT_FOUND
         && !ngx_http_vibe_no_database(call))
@@ -471,7 +470,6 @@ ngx_http_vibe_global_mark(ngx_http_vibe_ask_t *ask,
     }
 
     id = ngx_http_vibe_json_get(root, "id");
-    complete = ngx_http_vibe_json_get(root, "complete");
 
     if (id == NULL
         || id->type != NGX_HTTP_VIBE_JSON_STRING
@@ -483,9 +481,38 @@ ngx_http_vibe_global_mark(ngx_http_vibe_ask_t *ask,
 
     ngx_memcpy(g->vmcf->global_id, id->string.data, NGX_HTTP_VIBE_GLOBAL_ID);
 
+    ngx_http_vibe_global_send(g, NGX_HTTP_GET, NGX_HTTP_VIBE_MARK_COMPLETE,
+                              NULL, ngx_http_vibe_global_told);
+}
+
+
+static void
+ngx_http_vibe_global_told(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
+{
+    ngx_http_vibe_global_make_t *g = ask->data;
+
+    ngx_str_t              ours;
+    ngx_http_vibe_json_t  *id;
+
+    id = NULL;
+
+    if (call->status == NGX_HTTP_OK) {
+        id = ngx_http_vibe_ask_member(ask, call, "id");
+    }
+
+    if ((call->status != NGX_HTTP_OK && call->status != NGX_HTTP_NOT_FOUND)
+        || ngx_http_vibe_no_database(call))
+    {
+        ngx_http_vibe_global_end(g, call);
+        return;
+    }
+
+    ours.data = g->vmcf->global_id;
+    ours.len = NGX_HTTP_VIBE_GLOBAL_ID;
+
     ngx_http_vibe_zone_set(g->vmcf->zone, NGX_HTTP_VIBE_COMPLETE,
-                           complete != NULL
-                           && complete->type == NGX_HTTP_VIBE_JSON_TRUE);
+                           id != NULL
+                           && ngx_http_vibe_same(&id->string, &ours));
 
     ngx_http_vibe_global_end(g, NULL);
 }
@@ -514,7 +541,7 @@ ngx_http_vibe_global_new_mark(ngx_http_vibe_global_make_t *g,
     ngx_hex_dump(id.data, random, sizeof(random));
 
     ngx_http_vibe_json_out_init(&out, g->ask.pool);
-    ngx_http_vibe_global_put_mark(&out, &id, 0);
+    ngx_http_vibe_global_put_mark(&out, &id);
 
     ngx_http_vibe_global_send(g, NGX_HTTP_PUT, NGX_HTTP_VIBE_MARK, &out,
                               ngx_http_vibe_global_mark_put);
@@ -522,20 +549,13 @@ ngx_http_vibe_global_new_mark(ngx_http_vibe_global_make_t *g,
 
 
 void
-ngx_http_vibe_global_put_mark(ngx_http_vibe_json_out_t *out, ngx_str_t *id,
-    ngx_uint_t complete)
+ngx_http_vibe_global_put_mark(ngx_http_vibe_json_out_t *out, ngx_str_t *id)
 {
     ngx_http_vibe_json_put_text(out, "{\"vibe_v\":");
     ngx_http_vibe_json_put_uint(out, NGX_HTTP_VIBE_FORMAT);
     ngx_http_vibe_json_put_text(out, ",\"id\":");
     ngx_http_vibe_json_put_string(out, id);
-
-    if (complete) {
-        ngx_http_vibe_json_put_text(out, ",\"complete\":true}");
-
-    } else {
-        ngx_http_vibe_json_put_text(out, ",\"complete\":false}");
-    }
+    ngx_http_vibe_json_put_text(out, "}");
 }
 
 

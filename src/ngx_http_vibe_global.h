@@ -6,7 +6,7 @@
  * Each worker makes sure of it once, and again after CouchDB said that the
  * database is gone.  Where repair is at work, a new one is not complete
  * before repair has gone through the databases of all users and said so in
- * the mark, _local/vibe_global; until then it can be written, not read.
+ * _local/vibe_complete; until then it can be written, not read.
  */
 
 
@@ -29,8 +29,12 @@
 #define NGX_HTTP_VIBE_INDEX_LOOK    1000
 
 
-/* says of which "global" it is the mark; not in its changes */
-#define NGX_HTTP_VIBE_MARK  "/_local/vibe_global"
+/*
+ * The mark gives a "global" its id; it is complete if the other one has the
+ * same.  Both are no part of its changes.
+ */
+#define NGX_HTTP_VIBE_MARK           "/_local/vibe_global"
+#define NGX_HTTP_VIBE_MARK_COMPLETE  "/_local/vibe_complete"
 
 
 /* one who waits for "global"; "failed" is NULL or the call that failed */
@@ -71,9 +75,9 @@ void ngx_http_vibe_global_gone(ngx_http_vibe_main_conf_t *vmcf);
 void ngx_http_vibe_global_seen(ngx_http_vibe_main_conf_t *vmcf,
     ngx_http_vibe_json_t *info);
 
-/* writes the mark of "global", the body of a PUT to _local/vibe_global */
+/* writes either mark, the body of a PUT */
 void ngx_http_vibe_global_put_mark(ngx_http_vibe_json_out_t *out,
-    ngx_str_t *id, ngx_uint_t complete);
+    ngx_str_t *id);
 
 extern ngx_str_t  ngx_http_vibe_global;          /* its name */
 

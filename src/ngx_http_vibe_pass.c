@@ -12,16 +12,15 @@ static void ngx_http_vibe_pass_told(ngx_http_vibe_ask_t *ask,
 static void ngx_http_vibe_pass_told_one(ngx_http_vibe_pass_t *p,
     ngx_http_vibe_json_t *row);
 static void ngx_http_vibe_pass_mark(ngx_http_vibe_pass_t *p);
-static void ngx_http_vibe_pass_marking(ngx_http_vibe_ask_t *ask,
-    ngx_http_vibe_call_t *call);
 static void ngx_http_vibe_pass_marked(ngx_http_vibe_ask_t *ask,
     ngx_http_vibe_call_t *call);
 static void ngx_http_vibe_pass_global(ngx_http_vibe_pass_t *p);
 static void ngx_http_vibe_pass_page(ngx_http_vibe_ask_t *ask,
     ngx_http_vibe_call_t *call);
 static ngx_int_t ngx_http_vibe_pass_walk(ngx_http_vibe_pass_t *p,
-    ngx_http_vibe_json_t *rows);
+    ngx_http_vibe_json_t *rows, ngx_str_t *seq);
 static void ngx_http_vibe_pass_walked(ngx_http_vibe_walk_t *w, ngx_int_t rc);
+static void ngx_http_vibe_pass_next_page(ngx_http_vibe_pass_t *p);
 static void ngx_http_vibe_pass_done(ngx_http_vibe_pass_t *p);
 static void ngx_http_vibe_pass_failed(ngx_http_vibe_pass_t *p);
 static void ngx_http_vibe_pass_ask_from(ngx_http_vibe_pass_t *p,
@@ -100,6 +99,8 @@ ngx_http_vibe_pass_begin(ngx_http_vibe_pass_t *p,
     p->unowned = 0;
     p->failures = 0;
     p->busy = 0;
+    p->skipped = 0;
+    p->page = NGX_HTTP_VIBE_PASS_WALK;
 
     ngx_http_vibe_pass_step(p);
 }
@@ -133,6 +134,19 @@ ngx_http_vibe_pass_step(ngx_http_vibe_pass_t *p)
         }
 
         ngx_http_vibe_target_keep(&p->last, NULL);
+
+        if (p->skipped) {
+
+            /* once more: those that were checked are remembered */
+
+            p->skipped = 0;
+            p->stage = NGX_HTTP_VIBE_PASS_LIST;
+            p->prefix = 0;
+            p->listed = 0;
+            p->unowned = 0;
+            p->next = ngx_current_msec + NGX_HTTP_VIBE_PASS_LAST;
+            break;
+        }
 
         ngx_http_vibe_zone_set(p->vmcf->zone, NGX_HTTP_VIBE_DATABASES,
                                p->listed);
@@ -204,7 +218,7 @@ ngx_http_vibe_pass_listed(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
 {
     ngx_http_vibe_pass_t *p = ask->data;
 
-    ngx_uint_t                n;
+    ngx_uint_t                i, n;
     ngx_http_vibe_json_t     *root, *first, *name;
     ngx_http_vibe_json_out_t  out;
 
@@ -236,15 +250,19 @@ ngx_http_vibe_pass_listed(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
     ngx_http_vibe_json_out_init(&out, ask->pool);
     ngx_http_vibe_json_put_text(&out, "{\"keys\":[");
 
-    for (name = first; name; name = name->next) {
+    /* one more was asked for than can be asked about */
 
-        if (name != first) {
+    n = ngx_min(n, NGX_HTTP_VIBE_PASS_PAGE);
+
+    for (name = first, i = 0; i < n; name = name->next, i++) {
+
+        if (i > 0) {
             ngx_http_vibe_json_put_text(&out, ",");
         }
 
         ngx_http_vibe_json_put_string(&out, &name->string);
 
-        if (name->next == NULL) {
+        if (i == n - 1) {
             ngx_http_vibe_target_keep(&p->last, &name->string);
         }
     }
@@ -340,6 +358,7 @@ ngx_http_vibe_pass_told_one(ngx_http_vibe_pass_t *p, ngx_http_vibe_json_t *row)
 
     t = ngx_http_vibe_target_due(p->targets, &name->string, 0);
     if (t == NULL) {
+        p->skipped = 1;
         return;
     }
 
@@ -393,59 +412,28 @@ ngx_http_vibe_pass_given_up(ngx_http_vibe_pass_t *p,
 }
 
 
-/* all databases were gone through for this "global", and not for another */
+/*
+ * All databases were gone through for the "global" of this id: if it is
+ * another one by now, this says nothing of it.
+ */
 
 static void
 ngx_http_vibe_pass_mark(ngx_http_vibe_pass_t *p)
 {
-    p->busy = 1;
-
-    ngx_http_vibe_ask(&p->ask, NGX_HTTP_GET, &ngx_http_vibe_global,
-                      NGX_HTTP_VIBE_MARK, NULL, ngx_http_vibe_pass_marking);
-}
-
-
-static void
-ngx_http_vibe_pass_marking(ngx_http_vibe_ask_t *ask,
-    ngx_http_vibe_call_t *call)
-{
-    ngx_http_vibe_pass_t *p = ask->data;
-
     ngx_str_t                 id;
-    ngx_http_vibe_json_t     *root, *m;
     ngx_http_vibe_json_out_t  out;
-
-    p->busy = 0;
 
     id.data = p->vmcf->global_id;
     id.len = NGX_HTTP_VIBE_GLOBAL_ID;
 
-    if (call->status == NGX_HTTP_NOT_FOUND) {
-        ngx_http_vibe_global_gone(p->vmcf);
-    }
-
-    if (call->status != NGX_HTTP_OK
-        || ngx_http_vibe_scan_answer(ask->pool, call, 1, &root) != NGX_OK)
-    {
-        ngx_http_vibe_pass_failed(p);
-        return;
-    }
-
-    m = ngx_http_vibe_json_get(root, "id");
-
-    if (m == NULL || !ngx_http_vibe_same(&m->string, &id)) {
-        ngx_http_vibe_global_gone(p->vmcf);
-        ngx_http_vibe_pass_failed(p);
-        return;
-    }
-
-    ngx_http_vibe_json_out_init(&out, ask->pool);
-    ngx_http_vibe_global_put_mark(&out, &id, 1);
+    ngx_http_vibe_json_out_init(&out, p->ask.pool);
+    ngx_http_vibe_global_put_mark(&out, &id);
 
     p->busy = 1;
 
-    ngx_http_vibe_ask(ask, NGX_HTTP_PUT, &ngx_http_vibe_global,
-                      NGX_HTTP_VIBE_MARK, &out, ngx_http_vibe_pass_marked);
+    ngx_http_vibe_ask(&p->ask, NGX_HTTP_PUT, &ngx_http_vibe_global,
+                      NGX_HTTP_VIBE_MARK_COMPLETE, &out,
+                      ngx_http_vibe_pass_marked);
 }
 
 
@@ -455,6 +443,10 @@ ngx_http_vibe_pass_marked(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
     ngx_http_vibe_pass_t *p = ask->data;
 
     p->busy = 0;
+
+    if (call->status == NGX_HTTP_NOT_FOUND) {
+        ngx_http_vibe_global_gone(p->vmcf);
+    }
 
     if (call->status != NGX_HTTP_CREATED && call->status != NGX_HTTP_ACCEPTED)
     {
@@ -469,7 +461,9 @@ ngx_http_vibe_pass_marked(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
                   "global is complete: %ui databases were gone through",
                   p->listed);
 
-    ngx_http_vibe_zone_set(p->vmcf->zone, NGX_HTTP_VIBE_COMPLETE, 1);
+    /* whether that is so the marks together say */
+
+    p->vmcf->copies = 0;
 
     ngx_http_vibe_pass_step(p);
 }
@@ -478,14 +472,22 @@ ngx_http_vibe_pass_marked(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
 static void
 ngx_http_vibe_pass_global(ngx_http_vibe_pass_t *p)
 {
-    ngx_str_t  first;
+    u_char     *p1, path[sizeof("/_changes?limit=&since=%V") + NGX_INT_T_LEN];
+    ngx_str_t   first;
 
-    ngx_str_set(&first, "");
+    /* tombstones too: one that should not be is in no list of documents */
 
-    ngx_http_vibe_pass_ask_from(p, &ngx_http_vibe_global,
-                                "/_all_docs?limit=%ui",
-                                p->last.len ? &p->last : &first, NULL,
-                                ngx_http_vibe_pass_page);
+    ngx_str_set(&first, "0");
+
+    p1 = ngx_sprintf(path, "/_changes?limit=%d&since=",
+                     (int) p->page);
+    ngx_memcpy(p1, "%V", sizeof("%V"));
+
+    p->busy = 1;
+
+    ngx_http_vibe_ask_arg(&p->ask, &ngx_http_vibe_global, (const char *) path,
+                          p->last.len ? &p->last : &first,
+                          ngx_http_vibe_pass_page);
 }
 
 
@@ -494,7 +496,7 @@ ngx_http_vibe_pass_page(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
 {
     ngx_http_vibe_pass_t *p = ask->data;
 
-    ngx_http_vibe_json_t  *root, *rows;
+    ngx_http_vibe_json_t  *root, *rows, *seq;
 
     p->busy = 0;
 
@@ -505,20 +507,27 @@ ngx_http_vibe_pass_page(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
         return;
     }
 
-    rows = ngx_http_vibe_json_get(root, "rows");
+    rows = ngx_http_vibe_json_get(root, "results");
+    seq = ngx_http_vibe_json_get(root, "last_seq");
 
-    if (rows == NULL || rows->type != NGX_HTTP_VIBE_JSON_ARRAY) {
+    if (rows == NULL
+        || rows->type != NGX_HTTP_VIBE_JSON_ARRAY
+        || seq == NULL
+        || seq->type != NGX_HTTP_VIBE_JSON_STRING)
+    {
         ngx_http_vibe_pass_failed(p);
         return;
     }
 
-    switch (ngx_http_vibe_pass_walk(p, rows)) {
+    p->ends = (rows->n < p->page);
+
+    switch (ngx_http_vibe_pass_walk(p, rows, &seq->string)) {
 
     case NGX_OK:
         break;
 
     case NGX_DONE:
-        ngx_http_vibe_pass_done(p);
+        ngx_http_vibe_pass_next_page(p);
         break;
 
     default:
@@ -530,16 +539,15 @@ ngx_http_vibe_pass_page(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
 /* NGX_DONE: there are none left */
 
 static ngx_int_t
-ngx_http_vibe_pass_walk(ngx_http_vibe_pass_t *p, ngx_http_vibe_json_t *rows)
+ngx_http_vibe_pass_walk(ngx_http_vibe_pass_t *p, ngx_http_vibe_json_t *rows,
+    ngx_str_t *seq)
 {
     ngx_http_vibe_json_t  *row, *id;
 
     row = rows->child;
-    id = ngx_http_vibe_json_get(row, "id");
 
-    if (id != NULL && ngx_http_vibe_same(&id->string, &p->last)) {
-        row = row->next;
-    }
+    ngx_http_vibe_target_keep(&p->from, &p->last);
+    ngx_http_vibe_target_keep(&p->last, seq);
 
     if (row == NULL) {
         return NGX_DONE;
@@ -561,12 +569,10 @@ ngx_http_vibe_pass_walk(ngx_http_vibe_pass_t *p, ngx_http_vibe_json_t *rows)
         {
             ngx_http_vibe_walk_end(p->walk);
             p->walk = NULL;
+            ngx_http_vibe_target_keep(&p->last, &p->from);
             return NGX_ERROR;
         }
     }
-
-    ngx_http_vibe_target_keep(&p->from, &p->last);
-    ngx_http_vibe_target_keep(&p->last, &id->string);
 
     p->busy = 1;
 
@@ -586,9 +592,13 @@ ngx_http_vibe_pass_walked(ngx_http_vibe_walk_t *w, ngx_int_t rc)
 
     ngx_http_vibe_walk_end(w);
 
-    if (rc != NGX_OK && p->failures < NGX_HTTP_VIBE_PASS_TRIES) {
+    if (rc != NGX_OK
+        && (p->page > 1 || p->failures < NGX_HTTP_VIBE_PASS_TRIES))
+    {
 
-        /* the page once more */
+        /* once more, fewer: they may be too large together */
+
+        p->page = ngx_max(p->page / 2, 1);
 
         ngx_http_vibe_target_keep(&p->last, &p->from);
         ngx_http_vibe_pass_failed(p);
@@ -596,6 +606,20 @@ ngx_http_vibe_pass_walked(ngx_http_vibe_walk_t *w, ngx_int_t rc)
     }
 
     p->failures = 0;
+    p->page = NGX_HTTP_VIBE_PASS_WALK;
+
+    ngx_http_vibe_pass_next_page(p);
+}
+
+
+static void
+ngx_http_vibe_pass_next_page(ngx_http_vibe_pass_t *p)
+{
+    if (p->ends) {
+        ngx_http_vibe_pass_done(p);
+        return;
+    }
+
     p->next = ngx_current_msec + NGX_HTTP_VIBE_PASS_PACE;
 }
 

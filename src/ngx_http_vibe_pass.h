@@ -71,11 +71,14 @@ typedef struct {
     ngx_str_t                    from;         /* the "last" before it */
     ngx_msec_t                   next;         /* not before that */
     ngx_uint_t                   rate;         /* databases a second, or 0 */
+    ngx_uint_t                   page;         /* documents at once */
     ngx_uint_t                   listed;
     ngx_uint_t                   left;         /* checks that go on */
     ngx_uint_t                   unowned;
     ngx_uint_t                   failures;
 
+    unsigned                     ends:1;       /* the last page */
+    unsigned                     skipped:1;    /* a database: too many due */
     unsigned                     busy:1;       /* CouchDB is being asked */
     unsigned                     complete:1;   /* "global" is marked so */
 } ngx_http_vibe_pass_t;

@@ -36,21 +36,25 @@ typedef struct {
     ngx_uint_t                   nstrays;
     ngx_http_vibe_walk_t        *walk;       /* of strays */
     ngx_queue_t                  walked;     /* those it is about */
+    ngx_uint_t                   page;       /* documents of a walk */
     ngx_uint_t                   failures;
     ngx_msec_t                   retry;      /* a walk that failed */
 
+    ngx_uint_t                   pending;    /* mirrors, when last counted */
+    ngx_msec_t                   looked;     /* for what is pending */
     ngx_msec_t                   swept;      /* when the last sweep began */
     u_char                       id[NGX_HTTP_VIBE_GLOBAL_ID];
 
     unsigned                     leads:1;
     unsigned                     making:1;
+    unsigned                     begun:1;    /* with the "global" of "id" */
     unsigned                     ready:1;    /* "global" is there */
-    unsigned                     anew:1;     /* "global" is another one */
     unsigned                     scanning:1; /* there is no _db_updates */
     unsigned                     warned:1;
     unsigned                     pass_due:1;
     unsigned                     walk_due:1;
     unsigned                     sweep_due:1;
+    unsigned                     verified:1; /* which "global" it is */
 } ngx_http_vibe_repair_t;
 
 
@@ -62,6 +66,7 @@ static void ngx_http_vibe_repair_make(void);
 static void ngx_http_vibe_repair_made(void *data,
     ngx_http_vibe_call_t *failed);
 static void ngx_http_vibe_repair_follow(void);
+static void ngx_http_vibe_repair_begun(ngx_http_vibe_follow_t *f);
 static void ngx_http_vibe_repair_update(ngx_http_vibe_follow_t *f,
     ngx_http_vibe_json_t *line);
 static void ngx_http_vibe_repair_updates_ended(ngx_http_vibe_follow_t *f,
@@ -81,6 +86,7 @@ static void ngx_http_vibe_repair_checked(ngx_http_vibe_check_t *c,
     ngx_int_t rc);
 static void ngx_http_vibe_repair_failed(ngx_http_vibe_target_t *t);
 static void ngx_http_vibe_repair_pass(void);
+static void ngx_http_vibe_repair_due(void);
 static void ngx_http_vibe_repair_gauges(void);
 
 
@@ -139,12 +145,17 @@ ngx_http_vibe_repair_begin(void)
     ngx_http_vibe_repair_t *r = &ngx_http_vibe_repair;
 
     r->leads = 1;
+    r->begun = 0;
     r->ready = 0;
-    r->anew = 0;
     r->scanning = 0;
     r->pass_due = 1;
     r->walk_due = 1;
     r->swept = ngx_current_msec;
+    r->page = NGX_HTTP_VIBE_REPAIR_WALK;
+
+    /* nobody here has followed what others did to "global" */
+
+    ngx_http_vibe_zone_forget_all(r->vmcf->zone);
 
     /* which "global" it is may have been learned long ago */
 
@@ -277,12 +288,25 @@ ngx_http_vibe_repair_made(void *data, ngx_http_vibe_call_t *failed)
 
     r->failures = 0;
 
-    if (r->ready
+    if (r->begun
         && ngx_memcmp(r->id, r->vmcf->global_id, NGX_HTTP_VIBE_GLOBAL_ID)
            == 0)
     {
+        r->ready = 1;
+
+        if (r->pass.complete
+            && !ngx_http_vibe_zone_get(r->vmcf->zone, NGX_HTTP_VIBE_COMPLETE))
+        {
+            /* somebody has taken the word for it away */
+
+            r->pass.complete = 0;
+            r->pass_due = 1;
+        }
+
         return;
     }
+
+    r->begun = 1;
 
     /* checkpoints were for another one, and so was what was remembered */
 
@@ -315,11 +339,13 @@ ngx_http_vibe_repair_follow(void)
     r->updates.path = "/_db_updates?";
     r->updates.now = "now";
     r->updates.line = ngx_http_vibe_repair_update;
+    r->updates.begun = ngx_http_vibe_repair_begun;
     r->updates.ended = ngx_http_vibe_repair_updates_ended;
 
     r->changes.path = "/" NGX_HTTP_VIBE_GLOBAL "/_changes?style=all_docs&";
     r->changes.now = "now";
     r->changes.line = ngx_http_vibe_repair_change;
+    r->changes.begun = ngx_http_vibe_repair_begun;
     r->changes.ended = ngx_http_vibe_repair_changes_ended;
 
     if (ngx_http_vibe_follow(&r->updates, r->vmcf->zone) != NGX_OK
@@ -332,6 +358,18 @@ ngx_http_vibe_repair_follow(void)
     r->scanning = 0;
 
     ngx_http_vibe_zone_set(r->vmcf->zone, NGX_HTTP_VIBE_DB_UPDATES, 1);
+}
+
+
+/* what has happened before, a pass finds that begins now */
+
+static void
+ngx_http_vibe_repair_begun(ngx_http_vibe_follow_t *f)
+{
+    ngx_http_vibe_repair_t *r = &ngx_http_vibe_repair;
+
+    r->pass_due = 1;
+    r->walk_due |= (f == &r->changes);
 }
 
 
@@ -468,15 +506,20 @@ ngx_http_vibe_repair_changes_ended(ngx_http_vibe_follow_t *f,
 
     if (status == NGX_HTTP_NOT_FOUND) {
         ngx_http_vibe_global_gone(r->vmcf);
+        return;
+    }
 
-    } else if (status == NGX_HTTP_BAD_REQUEST) {
+    if (status == NGX_HTTP_BAD_REQUEST) {
 
         /* a sequence of another "global" */
 
         ngx_http_vibe_follow_since(f, NULL);
-        r->vmcf->copies = 0;
         r->walk_due = 1;
     }
+
+    /* it ends with its database, and another may be there by now */
+
+    r->vmcf->copies = 0;
 }
 
 
@@ -536,7 +579,7 @@ ngx_http_vibe_repair_walk(void)
 
     n = 0;
 
-    while (n < NGX_HTTP_VIBE_REPAIR_WALK && !ngx_queue_empty(&r->strays)) {
+    while (n < r->page && !ngx_queue_empty(&r->strays)) {
 
         q = ngx_queue_head(&r->strays);
         stray = ngx_queue_data(q, ngx_http_vibe_stray_t, queue);
@@ -556,8 +599,7 @@ ngx_http_vibe_repair_walk(void)
         }
 
         if (r->walk == NULL) {
-            r->walk = ngx_http_vibe_walk_create(r->vmcf,
-                                                NGX_HTTP_VIBE_REPAIR_WALK,
+            r->walk = ngx_http_vibe_walk_create(r->vmcf, r->page,
                                                 ngx_http_vibe_repair_walked,
                                                 r);
         }
@@ -596,9 +638,23 @@ ngx_http_vibe_repair_walked(ngx_http_vibe_walk_t *w, ngx_int_t rc)
 
     if (rc == NGX_OK) {
         r->failures = 0;
+        r->page = NGX_HTTP_VIBE_REPAIR_WALK;
         ngx_http_vibe_repair_forget(&r->walked);
         return;
     }
+
+    if (r->page == 1 && r->failures >= NGX_HTTP_VIBE_PASS_TRIES) {
+
+        /* it keeps the others waiting no longer: a sweep meets it */
+
+        r->failures = 0;
+        ngx_http_vibe_repair_forget(&r->walked);
+        return;
+    }
+
+    /* they may be too large together */
+
+    r->page = ngx_max(r->page / 2, 1);
 
     while (!ngx_queue_empty(&r->walked)) {
         q = ngx_queue_last(&r->walked);
@@ -654,10 +710,13 @@ ngx_http_vibe_repair_checks(void)
 static void
 ngx_http_vibe_repair_check(ngx_http_vibe_target_t *t)
 {
-    ngx_uint_t               save;
+    ngx_uint_t               save, fresh;
     ngx_http_vibe_repair_t  *r;
 
     r = &ngx_http_vibe_repair;
+
+    fresh = t->reset;
+    t->fresh = fresh;
 
     if (t->reset) {
 
@@ -673,7 +732,8 @@ ngx_http_vibe_repair_check(ngx_http_vibe_target_t *t)
             || ngx_current_msec - t->saved >= NGX_HTTP_VIBE_REPAIR_SAVE);
 
     t->check = ngx_http_vibe_check(r->vmcf, &t->node.str, &t->did, &t->seq,
-                                   save, ngx_http_vibe_repair_checked, t);
+                                   save, fresh, ngx_http_vibe_repair_checked,
+                                   t);
 
     if (t->check == NULL) {
         ngx_http_vibe_repair_failed(t);
@@ -711,7 +771,7 @@ ngx_http_vibe_repair_checked(ngx_http_vibe_check_t *c, ngx_int_t rc)
         t->saved = ngx_current_msec;
         t->dirty = 0;
 
-    } else if (c->seq.len == 0 || c->unowned) {
+    } else if (c->seq.len == 0 || c->unowned || c->hold) {
 
         /* there is nothing to be saved, or nowhere */
 
@@ -761,11 +821,15 @@ ngx_http_vibe_repair_failed(ngx_http_vibe_target_t *t)
 
     /* also one that failed before this pass began to wait for it */
 
-    if (t->failures >= NGX_HTTP_VIBE_REPAIR_FAILURES) {
+    if (t->failures >= (r->pass.complete ? NGX_HTTP_VIBE_REPAIR_FAILURES
+                                         : NGX_HTTP_VIBE_REPAIR_TRIES))
+    {
         ngx_http_vibe_pass_given_up(&r->pass, t);
     }
 
     /* what was remembered may be why */
+
+    t->reset |= t->fresh;
 
     ngx_http_vibe_target_keep(&t->seq, NULL);
 
@@ -780,16 +844,22 @@ ngx_http_vibe_repair_pass(void)
 
     r = &ngx_http_vibe_repair;
 
-    if (ngx_current_msec - r->swept >= r->vmcf->sweep) {
-        r->swept = ngx_current_msec;
-        r->walk_due = 1;
-        r->sweep_due = 1;
-    }
+    ngx_http_vibe_repair_due();
 
     if (ngx_http_vibe_pass_going(&r->pass)) {
         ngx_http_vibe_pass_step(&r->pass);
 
     } else if (r->pass_due || r->sweep_due || r->scanning) {
+
+        /* "global" may have been made anew unseen: its mark is read first */
+
+        if (!r->verified) {
+            r->verified = 1;
+            r->vmcf->copies = 0;
+            return;
+        }
+
+        r->verified = 0;
 
         /* the pace is for what is done without need */
 
@@ -808,6 +878,37 @@ ngx_http_vibe_repair_pass(void)
     } else if (r->walk_due) {
         ngx_http_vibe_pass_begin(&r->tour, NGX_HTTP_VIBE_PASS_GLOBAL, 0);
         r->walk_due = 0;
+    }
+}
+
+
+/* what time, or a mirror that was left undone, makes due */
+
+static void
+ngx_http_vibe_repair_due(void)
+{
+    ngx_uint_t               pending;
+    ngx_http_vibe_repair_t  *r;
+
+    r = &ngx_http_vibe_repair;
+
+    if (ngx_current_msec - r->swept >= r->vmcf->sweep) {
+        r->swept = ngx_current_msec;
+        r->walk_due = 1;
+        r->sweep_due = 1;
+    }
+
+    /* _db_updates is but a hint: a pass finds what it did not tell of */
+
+    pending = ngx_http_vibe_zone_get(r->vmcf->zone,
+                                     NGX_HTTP_VIBE_MIRRORS_PENDING);
+
+    if (pending != r->pending
+        && ngx_current_msec - r->looked >= NGX_HTTP_VIBE_REPAIR_SAVE)
+    {
+        r->pending = pending;
+        r->looked = ngx_current_msec;
+        r->pass_due = 1;
     }
 }
 

@@ -53,8 +53,12 @@
 #define NGX_HTTP_VIBE_REPAIR_FIRST     500
 #define NGX_HTTP_VIBE_REPAIR_LAST      60000
 
-/* failures after which a pass goes on without a database */
+/*
+ * Failures after which a pass goes on without a database: one that would say
+ * of "global" that it is complete tries longer, some minutes in all
+ */
 #define NGX_HTTP_VIBE_REPAIR_FAILURES  3
+#define NGX_HTTP_VIBE_REPAIR_TRIES     10
 
 
 /* for init_process; NGX_OK or NGX_ERROR */

@@ -51,6 +51,7 @@ ngx_http_vibe_state_learned(ngx_http_vibe_state_t *st, ngx_log_t *log)
                       "\"%V\" in global has the format of a newer version "
                       "and is left alone", &st->global);
         st->refused = 1;
+        st->newer = 1;
         return NGX_HTTP_VIBE_FAILED;
     }
 

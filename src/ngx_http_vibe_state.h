@@ -83,6 +83,7 @@ typedef struct {
     unsigned                   written:1;    /* it was not as it should be */
     unsigned                   uncollected:1;
     unsigned                   refused:1;    /* failed, and would again */
+    unsigned                   newer:1;      /* so, by its format */
 
     /* while it works; the leaves stay until the next step was taken */
 

@@ -45,6 +45,7 @@ typedef struct {
     unsigned                     pass:1;       /* a pass waits for it */
     unsigned                     again:1;      /* due again, while running */
     unsigned                     reset:1;      /* made anew: nothing holds */
+    unsigned                     fresh:1;      /* so, while it runs */
     unsigned                     dirty:1;      /* "seq" is not saved */
 } ngx_http_vibe_target_t;
 
