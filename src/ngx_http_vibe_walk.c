@@ -385,7 +385,7 @@ ngx_http_vibe_walk_owner(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
     ngx_http_vibe_walk_t *w = ask->data;
 
     ngx_str_t                  db;
-    ngx_uint_t                 i;
+    ngx_uint_t                 i, failed;
     ngx_http_vibe_json_t      *did;
     ngx_http_vibe_walk_row_t  *row;
 
@@ -396,12 +396,19 @@ ngx_http_vibe_walk_owner(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
 
     }
 
-    if (call->status != NGX_HTTP_NOT_FOUND
-        && (did == NULL || did->type != NGX_HTTP_VIBE_JSON_STRING))
+    if (call->status == NGX_HTTP_SERVICE_UNAVAILABLE
+        || call->status == NGX_HTTP_GATEWAY_TIME_OUT)
     {
         ngx_http_vibe_walk_failed(w);
         return;
     }
+
+    /* one database that fails keeps no other's documents waiting */
+
+    failed = (call->status != NGX_HTTP_NOT_FOUND
+              && (did == NULL || did->type != NGX_HTTP_VIBE_JSON_STRING));
+
+    w->failed |= failed;
 
     /* the same for all of this database, which may be gone */
 
@@ -412,6 +419,11 @@ ngx_http_vibe_walk_owner(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
         row = &w->rows[i];
 
         if (row->skip || row->owned || !ngx_http_vibe_same(&row->db, &db)) {
+            continue;
+        }
+
+        if (failed) {
+            row->skip = 1;
             continue;
         }
 
