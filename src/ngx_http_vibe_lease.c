@@ -228,6 +228,8 @@ ngx_http_vibe_lease_seen(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
     }
 
     ngx_http_vibe_lease_host(root);
+
+    l->handler(0);
 }
 
 

@@ -34,7 +34,10 @@
 #define NGX_HTTP_VIBE_LEASE_MAX   3600000
 
 
-/* called when this worker has begun, or has ceased, to hold the lease */
+/*
+ * Called when this worker has begun, or has ceased, to hold the lease; and
+ * every now and then while another host holds it.
+ */
 typedef void (*ngx_http_vibe_lease_pt)(ngx_uint_t leads);
 
 

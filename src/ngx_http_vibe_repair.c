@@ -59,6 +59,7 @@ typedef struct {
 
 
 static void ngx_http_vibe_repair_lead(ngx_uint_t leads);
+static void ngx_http_vibe_repair_watch(void);
 static void ngx_http_vibe_repair_begin(void);
 static void ngx_http_vibe_repair_cease(void);
 static void ngx_http_vibe_repair_tick(ngx_event_t *ev);
@@ -135,6 +136,30 @@ ngx_http_vibe_repair_lead(ngx_uint_t leads)
 
     } else {
         ngx_http_vibe_repair_cease();
+        ngx_http_vibe_repair_watch();
+    }
+}
+
+
+/* another host completes "global": whether it has, this one's clients ask */
+
+static void
+ngx_http_vibe_repair_watch(void)
+{
+    ngx_http_vibe_repair_t *r = &ngx_http_vibe_repair;
+
+    if (ngx_exiting
+        || ngx_terminate
+        || r->making
+        || ngx_http_vibe_zone_get(r->vmcf->zone, NGX_HTTP_VIBE_COMPLETE))
+    {
+        return;
+    }
+
+    r->vmcf->copies = 0;
+
+    if (ngx_http_vibe_global_make(&r->global) == NGX_AGAIN) {
+        r->making = 1;
     }
 }
 

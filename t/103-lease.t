@@ -108,6 +108,12 @@ SKIP: {
         is(watch(2 * $term, $leader, $other), '10',
            'it goes on leading, alone');
 
+        # Without a client's asking: a load balancer sends none before.
+        my $ready = wait_for {
+            (request($other, 'GET', '/vibe/status?ready'))[0] == 200;
+        } patience(10);
+        ok($ready, 'the other one knows that global is complete');
+
         my ($mine, $its) = map { status($_)->{lease} } $leader, $other;
         ok(length($mine->{host} // ''), 'status says who leads');
         is($its->{host}, $mine->{host}, '… and both say the same');
