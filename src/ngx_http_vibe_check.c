@@ -11,6 +11,9 @@ static void ngx_http_vibe_check_owner(ngx_http_vibe_ask_t *ask,
 static void ngx_http_vibe_check_checkpoint(ngx_http_vibe_check_t *c);
 static void ngx_http_vibe_check_began(ngx_http_vibe_ask_t *ask,
     ngx_http_vibe_call_t *call);
+static void ngx_http_vibe_check_info(ngx_http_vibe_check_t *c);
+static void ngx_http_vibe_check_born(ngx_http_vibe_ask_t *ask,
+    ngx_http_vibe_call_t *call);
 static ngx_int_t ngx_http_vibe_check_since(ngx_http_vibe_check_t *c,
     ngx_http_vibe_call_t *call);
 static void ngx_http_vibe_check_changes(ngx_http_vibe_check_t *c);
@@ -43,7 +46,7 @@ static void ngx_http_vibe_check_failed(ngx_http_vibe_check_t *c);
 
 ngx_http_vibe_check_t *
 ngx_http_vibe_check(ngx_http_vibe_main_conf_t *vmcf, ngx_str_t *db,
-    ngx_str_t *did, ngx_str_t *seq, ngx_uint_t save, ngx_uint_t fresh,
+    ngx_http_vibe_checked_t *known, ngx_uint_t save, ngx_uint_t fresh,
     ngx_http_vibe_check_pt handler, void *data)
 {
     ngx_int_t               rc;
@@ -66,20 +69,21 @@ ngx_http_vibe_check(ngx_http_vibe_main_conf_t *vmcf, ngx_str_t *db,
     c->data = data;
     c->save = save;
     c->fresh = fresh;
+    c->known.born = known->born;
     c->page = NGX_HTTP_VIBE_CHECK_PAGE;
 
     ngx_memcpy(c->global, vmcf->global_id, NGX_HTTP_VIBE_GLOBAL_ID);
 
     if (ngx_http_vibe_check_keep(c, db, &c->db) != NGX_OK
-        || ngx_http_vibe_check_keep(c, did, &c->did) != NGX_OK
-        || ngx_http_vibe_check_keep(c, seq, &c->seq) != NGX_OK
+        || ngx_http_vibe_check_keep(c, &known->did, &c->known.did) != NGX_OK
+        || ngx_http_vibe_check_keep(c, &known->seq, &c->known.seq) != NGX_OK
         || ngx_http_vibe_ask_init(&c->ask, vmcf->zone, c) != NGX_OK)
     {
         goto failed;
     }
 
-    if (c->did.len == 0) {
-        rc = ngx_http_vibe_check_named(vmcf, pool, &c->db, &c->did);
+    if (c->known.did.len == 0) {
+        rc = ngx_http_vibe_check_named(vmcf, pool, &c->db, &c->known.did);
 
         if (rc == NGX_DECLINED) {
             ngx_http_vibe_ask(&c->ask, NGX_HTTP_GET, &c->db,
@@ -176,7 +180,7 @@ ngx_http_vibe_check_owner(ngx_http_vibe_ask_t *ask,
     if (did == NULL
         || did->type != NGX_HTTP_VIBE_JSON_STRING
         || !ngx_http_vibe_is_did(&did->string)
-        || ngx_http_vibe_check_keep(c, &did->string, &c->did) != NGX_OK)
+        || ngx_http_vibe_check_keep(c, &did->string, &c->known.did) != NGX_OK)
     {
         ngx_http_vibe_check_failed(c);
         return;
@@ -189,12 +193,14 @@ ngx_http_vibe_check_owner(ngx_http_vibe_ask_t *ask,
 static void
 ngx_http_vibe_check_checkpoint(ngx_http_vibe_check_t *c)
 {
-    if (c->fresh) {
-        ngx_str_set(&c->seq, "0");
+    if (c->known.seq.len && !c->fresh) {
+        ngx_http_vibe_check_changes(c);
+        return;
     }
 
-    if (c->seq.len) {
-        ngx_http_vibe_check_changes(c);
+    if (c->fresh) {
+        ngx_str_set(&c->known.seq, "0");
+        ngx_http_vibe_check_info(c);
         return;
     }
 
@@ -232,7 +238,7 @@ ngx_http_vibe_check_began(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
 
     case NGX_DECLINED:
         c->fresh = 1;
-        ngx_str_set(&c->seq, "0");
+        ngx_str_set(&c->known.seq, "0");
         break;
 
     case NGX_ABORT:
@@ -247,6 +253,49 @@ ngx_http_vibe_check_began(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
         return;
     }
 
+    ngx_http_vibe_check_info(c);
+}
+
+
+/* a checkpoint that was brought along from another database says nothing */
+
+static void
+ngx_http_vibe_check_info(ngx_http_vibe_check_t *c)
+{
+    ngx_http_vibe_ask(&c->ask, NGX_HTTP_GET, &c->db, "", NULL,
+                      ngx_http_vibe_check_born);
+}
+
+
+static void
+ngx_http_vibe_check_born(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
+{
+    ngx_http_vibe_check_t *c = ask->data;
+
+    uint32_t               born;
+    ngx_http_vibe_json_t  *m;
+
+    if (ngx_http_vibe_no_database(call)) {
+        ngx_http_vibe_check_gone(c);
+        return;
+    }
+
+    m = (call->status == NGX_HTTP_OK)
+        ? ngx_http_vibe_ask_member(ask, call, "instance_start_time") : NULL;
+
+    if (m == NULL) {
+        ngx_http_vibe_check_failed(c);
+        return;
+    }
+
+    born = ngx_crc32_short(m->raw.data, m->raw.len);
+
+    if (born != c->known.born) {
+        c->known.born = born;
+        c->fresh = 1;
+        ngx_str_set(&c->known.seq, "0");
+    }
+
     ngx_http_vibe_check_changes(c);
 }
 
@@ -257,7 +306,8 @@ static ngx_int_t
 ngx_http_vibe_check_since(ngx_http_vibe_check_t *c, ngx_http_vibe_call_t *call)
 {
     ngx_str_t              global;
-    ngx_http_vibe_json_t  *root, *id, *seq;
+    ngx_uint_t             born;
+    ngx_http_vibe_json_t  *root, *id, *seq, *m;
 
     if (ngx_http_vibe_scan_answer(c->ask.pool, call, 1, &root) != NGX_OK) {
         return NGX_ERROR;
@@ -282,7 +332,23 @@ ngx_http_vibe_check_since(ngx_http_vibe_check_t *c, ngx_http_vibe_call_t *call)
         return NGX_DECLINED;
     }
 
-    return ngx_http_vibe_check_keep(c, &seq->string, &c->seq);
+    m = ngx_http_vibe_json_get(root, "born");
+
+    if (m == NULL
+        || ngx_http_vibe_json_uint(m, 0xffffffff, &born) != NGX_OK)
+    {
+        return NGX_DECLINED;
+    }
+
+    c->known.born = (uint32_t) born;
+
+    if (ngx_http_vibe_check_keep(c, &seq->string, &c->stored) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    c->known.seq = c->stored;
+
+    return NGX_OK;
 }
 
 
@@ -296,7 +362,7 @@ ngx_http_vibe_check_changes(ngx_http_vibe_check_t *c)
                     NGX_HTTP_VIBE_CHECK_PAGE);
     ngx_memcpy(p, "%V", sizeof("%V"));
 
-    ngx_http_vibe_ask_arg(&c->ask, &c->db, (const char *) path, &c->seq,
+    ngx_http_vibe_ask_arg(&c->ask, &c->db, (const char *) path, &c->known.seq,
                           ngx_http_vibe_check_changed);
 }
 
@@ -319,7 +385,7 @@ ngx_http_vibe_check_changed(ngx_http_vibe_ask_t *ask,
         /* a sequence of another database: this one was made anew */
 
         c->fresh = 1;
-        ngx_str_set(&c->seq, "0");
+        ngx_str_set(&c->known.seq, "0");
         ngx_http_vibe_check_changes(c);
         return;
     }
@@ -338,7 +404,7 @@ ngx_http_vibe_check_changed(ngx_http_vibe_ask_t *ask,
         || results->type != NGX_HTTP_VIBE_JSON_ARRAY
         || last == NULL
         || last->type != NGX_HTTP_VIBE_JSON_STRING
-        || ngx_http_vibe_check_keep(c, &last->string, &c->seq) != NGX_OK
+        || ngx_http_vibe_check_keep(c, &last->string, &c->known.seq) != NGX_OK
         || ngx_http_vibe_check_rows(c, results) != NGX_OK)
     {
         ngx_http_vibe_check_failed(c);
@@ -357,7 +423,7 @@ ngx_http_vibe_check_rows(ngx_http_vibe_check_t *c,
 {
     ngx_http_vibe_json_t  *change;
 
-    c->mirror = ngx_http_vibe_mirror_create(&c->did, &c->db, results->n,
+    c->mirror = ngx_http_vibe_mirror_create(&c->known.did, &c->db, results->n,
                                             ngx_cycle->log);
     if (c->mirror == NULL) {
         return NGX_ERROR;
@@ -407,7 +473,8 @@ ngx_http_vibe_check_row(ngx_http_vibe_check_t *c, ngx_http_vibe_json_t *change)
         return NGX_OK;
     }
 
-    if (ngx_http_vibe_global_id(c->ask.pool, &c->did, &id->string, &global)
+    if (ngx_http_vibe_global_id(c->ask.pool, &c->known.did, &id->string,
+                                &global)
         != NGX_OK)
     {
         return NGX_ERROR;
@@ -443,9 +510,9 @@ static void
 ngx_http_vibe_check_gone(ngx_http_vibe_check_t *c)
 {
     c->missing = 1;
-    c->seq.len = 0;
+    c->known.seq.len = 0;
 
-    if (c->did.len == 0) {
+    if (c->known.did.len == 0) {
         c->handler(c, NGX_OK);
         return;
     }
@@ -469,14 +536,14 @@ ngx_http_vibe_check_range(ngx_http_vibe_check_t *c)
 
     ngx_http_vibe_json_out_init(&out, pool);
 
-    end.len = c->did.len + 1;
+    end.len = c->known.did.len + 1;
     end.data = ngx_pnalloc(pool, end.len);
     if (end.data == NULL) {
         ngx_http_vibe_check_failed(c);
         return;
     }
 
-    p = ngx_cpymem(end.data, c->did.data, c->did.len);
+    p = ngx_cpymem(end.data, c->known.did.data, c->known.did.len);
 
     if (c->last.len) {
         ngx_http_vibe_json_put_string(&out, &c->last);
@@ -568,7 +635,7 @@ ngx_http_vibe_check_copies(ngx_http_vibe_check_t *c,
 {
     ngx_http_vibe_json_t  *row, *id;
 
-    c->mirror = ngx_http_vibe_mirror_create(&c->did, &c->db, rows->n,
+    c->mirror = ngx_http_vibe_mirror_create(&c->known.did, &c->db, rows->n,
                                             ngx_cycle->log);
     if (c->mirror == NULL) {
         return NGX_ERROR;
@@ -623,7 +690,7 @@ ngx_http_vibe_check_copy(ngx_http_vibe_check_t *c, ngx_http_vibe_json_t *row)
     }
 
     if (rc != NGX_OK
-        || !ngx_http_vibe_same(&did, &c->did)
+        || !ngx_http_vibe_same(&did, &c->known.did)
         || db == NULL
         || !ngx_http_vibe_same(&db->string, &c->db))
     {
@@ -766,7 +833,10 @@ ngx_http_vibe_check_next(ngx_http_vibe_check_t *c)
         return;
     }
 
-    if (c->save) {
+    if (c->stored.len && ngx_http_vibe_same(&c->stored, &c->known.seq)) {
+        c->saved = 1;
+
+    } else if (c->save) {
         ngx_http_vibe_check_save(c);
         return;
     }
@@ -801,8 +871,10 @@ ngx_http_vibe_check_save(ngx_http_vibe_check_t *c)
     ngx_http_vibe_json_put_uint(&out, NGX_HTTP_VIBE_ACL_VERSION);
     ngx_http_vibe_json_put_text(&out, ",\"global\":");
     ngx_http_vibe_json_put_string(&out, &id);
+    ngx_http_vibe_json_put_text(&out, ",\"born\":");
+    ngx_http_vibe_json_put_uint(&out, c->known.born);
     ngx_http_vibe_json_put_text(&out, ",\"seq\":");
-    ngx_http_vibe_json_put_string(&out, &c->seq);
+    ngx_http_vibe_json_put_string(&out, &c->known.seq);
     ngx_http_vibe_json_put_text(&out, "}");
 
     ngx_http_vibe_ask(&c->ask, NGX_HTTP_PUT, &c->db,

@@ -5,9 +5,9 @@
  * that decides by what the source says.
  *
  * The checkpoint is _local/vibe_repair in that database.  It names the
- * "global" and the rules for which it was made; with another one, or without
- * any, all that the database holds is looked at, and all that "global" holds
- * of its owner.
+ * "global" and the rules for which it was made, and when the database was:
+ * with other ones, or without a checkpoint, all that the database holds is
+ * looked at, and all that "global" holds of its owner.
  *
  * Promises: a checkpoint never runs ahead of what was made right.
  *
@@ -35,6 +35,15 @@ typedef void (*ngx_http_vibe_check_pt)(ngx_http_vibe_check_t *c,
     ngx_int_t rc);
 
 
+/* what is remembered of a database from one check to the next */
+
+typedef struct {
+    ngx_str_t                    did;        /* empty: not known */
+    ngx_str_t                    seq;        /* empty: the checkpoint tells */
+    uint32_t                     born;       /* hash of when it was made */
+} ngx_http_vibe_checked_t;
+
+
 struct ngx_http_vibe_check_s {
     /* in */
 
@@ -48,8 +57,7 @@ struct ngx_http_vibe_check_s {
 
     /* in, if known; out */
 
-    ngx_str_t                    did;
-    ngx_str_t                    seq;
+    ngx_http_vibe_checked_t      known;
 
     /* out */
 
@@ -61,6 +69,7 @@ struct ngx_http_vibe_check_s {
 
     ngx_http_vibe_ask_t          ask;
     ngx_http_vibe_mirror_t      *mirror;     /* under way */
+    ngx_str_t                    stored;     /* the checkpoint's sequence */
     ngx_str_t                    last;       /* id in "global" */
     size_t                       last_size;  /* allocated for it */
     ngx_uint_t                   page;       /* copies looked at at once */
@@ -72,12 +81,12 @@ struct ngx_http_vibe_check_s {
 
 
 /*
- * Begins; "db", "did" and "seq" are copied.  "fresh": whatever checkpoint
- * there is says nothing.  The handler is called from the event loop, and must
- * end the check.  NULL: no memory.
+ * Begins; "db" and what is known of it are copied.  "fresh": whatever
+ * checkpoint there is says nothing.  The handler is called from the event
+ * loop, and must end the check.  NULL: no memory.
  */
 ngx_http_vibe_check_t *ngx_http_vibe_check(ngx_http_vibe_main_conf_t *vmcf,
-    ngx_str_t *db, ngx_str_t *did, ngx_str_t *seq, ngx_uint_t save,
+    ngx_str_t *db, ngx_http_vibe_checked_t *known, ngx_uint_t save,
     ngx_uint_t fresh, ngx_http_vibe_check_pt handler, void *data);
 
 /* ends it, also before its handler was called; what it mirrors goes on */

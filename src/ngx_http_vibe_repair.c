@@ -749,14 +749,14 @@ ngx_http_vibe_repair_check(ngx_http_vibe_target_t *t)
 
         t->reset = 0;
         t->info = 0;
-        ngx_http_vibe_target_keep(&t->seq, NULL);
-        ngx_http_vibe_target_keep(&t->did, NULL);
+        ngx_http_vibe_target_keep(&t->known.seq, NULL);
+        ngx_http_vibe_target_keep(&t->known.did, NULL);
     }
 
-    save = (t->seq.len == 0
+    save = (t->known.seq.len == 0
             || ngx_current_msec - t->saved >= NGX_HTTP_VIBE_REPAIR_SAVE);
 
-    t->check = ngx_http_vibe_check(r->vmcf, &t->node.str, &t->did, &t->seq,
+    t->check = ngx_http_vibe_check(r->vmcf, &t->node.str, &t->known,
                                    save, fresh, ngx_http_vibe_repair_checked,
                                    t);
 
@@ -784,7 +784,7 @@ ngx_http_vibe_repair_checked(ngx_http_vibe_check_t *c, ngx_int_t rc)
         return;
     }
 
-    if (c->missing && c->did.len == 0) {
+    if (c->missing && c->known.did.len == 0) {
 
         /* of its copies only a walk through all of "global" can tell */
 
@@ -796,18 +796,21 @@ ngx_http_vibe_repair_checked(ngx_http_vibe_check_t *c, ngx_int_t rc)
         t->saved = ngx_current_msec;
         t->dirty = 0;
 
-    } else if (c->seq.len == 0 || c->unowned || c->hold) {
+    } else if (c->known.seq.len == 0 || c->unowned || c->hold) {
 
         /* there is nothing to be saved, or nowhere */
 
         t->dirty = 0;
 
-    } else if (!ngx_http_vibe_same(&t->seq, &c->seq)) {
+    } else if (!ngx_http_vibe_same(&t->known.seq, &c->known.seq)) {
         t->dirty = 1;
     }
 
-    ngx_http_vibe_target_keep(&t->seq, c->unowned ? NULL : &c->seq);
-    ngx_http_vibe_target_keep(&t->did, c->unowned ? NULL : &c->did);
+    t->known.born = c->known.born;
+    ngx_http_vibe_target_keep(&t->known.seq,
+                              c->unowned ? NULL : &c->known.seq);
+    ngx_http_vibe_target_keep(&t->known.did,
+                              c->unowned ? NULL : &c->known.did);
 
     ngx_http_vibe_pass_checked(&r->pass, t, c->unowned);
     ngx_http_vibe_check_end(c);
@@ -856,7 +859,7 @@ ngx_http_vibe_repair_failed(ngx_http_vibe_target_t *t)
 
     t->reset |= t->fresh;
 
-    ngx_http_vibe_target_keep(&t->seq, NULL);
+    ngx_http_vibe_target_keep(&t->known.seq, NULL);
 
     ngx_http_vibe_target_retry(&r->targets, t, delay);
 }

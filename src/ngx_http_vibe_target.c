@@ -153,8 +153,8 @@ ngx_http_vibe_target_drop(ngx_http_vibe_targets_t *ts,
     ngx_queue_remove(&t->queue);
     ts->n--;
 
-    ngx_http_vibe_target_keep(&t->did, NULL);
-    ngx_http_vibe_target_keep(&t->seq, NULL);
+    ngx_http_vibe_target_keep(&t->known.did, NULL);
+    ngx_http_vibe_target_keep(&t->known.seq, NULL);
 
     ngx_free(t);
 }

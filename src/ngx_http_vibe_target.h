@@ -38,8 +38,7 @@ typedef struct {
     ngx_uint_t                   failures;
     uint64_t                     info;         /* hash of its update_seq */
 
-    ngx_str_t                    did;          /* remembered, or empty */
-    ngx_str_t                    seq;
+    ngx_http_vibe_checked_t      known;
     ngx_msec_t                   saved;        /* the checkpoint */
 
     unsigned                     pass:1;       /* a pass waits for it */
