@@ -7,8 +7,8 @@
  *
  *   6  this file
  *   5  data (which hands over to) write, query, expand; status; repair
- *   4  mirror, check, walk, target, pass, lease, database, sequence, global,
- *      caller
+ *   4  mirror, check, walk, target, pass, poll, lease, database, sequence,
+ *      global, caller
  *   3  lookup, bulk, index, answer, wait, subrequest, ask, follow, couch
  *   2  acl, copy, state, document, find, selector, jwt, jwt_key, revoked
  *   1  json, id, file, zone

@@ -755,6 +755,7 @@ ngx_http_vibe_check_mirrored(ngx_http_vibe_mirror_t *m)
 
     for (i = 0; i < m->rows.nelts; i++) {
         c->hold |= row[i].state.newer;
+        c->mended |= row[i].state.written;
     }
 
     ngx_http_vibe_check_next(c);

@@ -64,6 +64,7 @@ struct ngx_http_vibe_check_s {
     unsigned                     unowned:1;  /* nobody's: nothing was done */
     unsigned                     missing:1;  /* there is no such database */
     unsigned                     saved:1;
+    unsigned                     mended:1;   /* something was not right */
 
     /* this room's own */
 

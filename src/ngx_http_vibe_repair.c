@@ -6,6 +6,7 @@
 #include "ngx_http_vibe_global.h"
 #include "ngx_http_vibe_lease.h"
 #include "ngx_http_vibe_pass.h"
+#include "ngx_http_vibe_poll.h"
 #include "ngx_http_vibe_target.h"
 #include "ngx_http_vibe_walk.h"
 
@@ -27,7 +28,7 @@ typedef struct {
 
     ngx_http_vibe_global_wait_t  global;
     ngx_http_vibe_follow_t       updates;
-    ngx_http_vibe_follow_t       changes;    /* of "global" */
+    ngx_http_vibe_poll_t         changes;    /* of "global" */
     ngx_http_vibe_targets_t      targets;
     ngx_http_vibe_pass_t         pass;       /* through the databases */
     ngx_http_vibe_pass_t         tour;       /* through "global" */
@@ -72,10 +73,9 @@ static void ngx_http_vibe_repair_update(ngx_http_vibe_follow_t *f,
     ngx_http_vibe_json_t *line);
 static void ngx_http_vibe_repair_updates_ended(ngx_http_vibe_follow_t *f,
     ngx_uint_t status);
-static void ngx_http_vibe_repair_change(ngx_http_vibe_follow_t *f,
-    ngx_http_vibe_json_t *line);
-static void ngx_http_vibe_repair_changes_ended(ngx_http_vibe_follow_t *f,
-    ngx_uint_t status);
+static void ngx_http_vibe_repair_change(ngx_http_vibe_json_t *change);
+static void ngx_http_vibe_repair_changes_begun(void);
+static void ngx_http_vibe_repair_changes_gone(void);
 static void ngx_http_vibe_repair_stray(ngx_str_t *id, ngx_str_t *rev);
 static void ngx_http_vibe_repair_walk(void);
 static void ngx_http_vibe_repair_walked(ngx_http_vibe_walk_t *w,
@@ -209,7 +209,7 @@ ngx_http_vibe_repair_cease(void)
     }
 
     ngx_http_vibe_follow_end(&r->updates);
-    ngx_http_vibe_follow_end(&r->changes);
+    ngx_http_vibe_poll_end(&r->changes);
     ngx_http_vibe_pass_end(&r->pass);
     ngx_http_vibe_pass_end(&r->tour);
 
@@ -257,6 +257,11 @@ ngx_http_vibe_repair_tick(ngx_event_t *ev)
         return;
     }
 
+    if (r->scanning) {
+        ngx_http_vibe_poll_due(&r->changes);
+    }
+
+    ngx_http_vibe_poll_step(&r->changes);
     ngx_http_vibe_repair_checks();
     ngx_http_vibe_repair_walk();
     ngx_http_vibe_repair_pass();
@@ -344,7 +349,7 @@ ngx_http_vibe_repair_made(void *data, ngx_http_vibe_call_t *failed)
     ngx_http_vibe_pass_init(&r->tour, r->vmcf, NULL);
 
     ngx_http_vibe_follow_end(&r->updates);
-    ngx_http_vibe_follow_end(&r->changes);
+    ngx_http_vibe_poll_end(&r->changes);
     ngx_http_vibe_repair_follow();
 
     r->ready = 1;
@@ -359,7 +364,7 @@ ngx_http_vibe_repair_follow(void)
     ngx_http_vibe_repair_t *r = &ngx_http_vibe_repair;
 
     ngx_memzero(&r->updates, sizeof(ngx_http_vibe_follow_t));
-    ngx_memzero(&r->changes, sizeof(ngx_http_vibe_follow_t));
+    ngx_memzero(&r->changes, sizeof(ngx_http_vibe_poll_t));
 
     r->updates.path = "/_db_updates?";
     r->updates.now = "now";
@@ -367,14 +372,12 @@ ngx_http_vibe_repair_follow(void)
     r->updates.begun = ngx_http_vibe_repair_begun;
     r->updates.ended = ngx_http_vibe_repair_updates_ended;
 
-    r->changes.path = "/" NGX_HTTP_VIBE_GLOBAL "/_changes?style=all_docs&";
-    r->changes.now = "now";
-    r->changes.line = ngx_http_vibe_repair_change;
-    r->changes.begun = ngx_http_vibe_repair_begun;
-    r->changes.ended = ngx_http_vibe_repair_changes_ended;
+    r->changes.change = ngx_http_vibe_repair_change;
+    r->changes.begun = ngx_http_vibe_repair_changes_begun;
+    r->changes.gone = ngx_http_vibe_repair_changes_gone;
 
     if (ngx_http_vibe_follow(&r->updates, r->vmcf->zone) != NGX_OK
-        || ngx_http_vibe_follow(&r->changes, r->vmcf->zone) != NGX_OK)
+        || ngx_http_vibe_poll_init(&r->changes, r->vmcf->zone) != NGX_OK)
     {
         ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, 0,
                       "repair has no memory to follow couchdb");
@@ -394,7 +397,6 @@ ngx_http_vibe_repair_begun(ngx_http_vibe_follow_t *f)
     ngx_http_vibe_repair_t *r = &ngx_http_vibe_repair;
 
     r->pass_due = 1;
-    r->walk_due |= (f == &r->changes);
 }
 
 
@@ -423,6 +425,7 @@ ngx_http_vibe_repair_update(ngx_http_vibe_follow_t *f,
             ngx_http_vibe_global_gone(r->vmcf);
         }
 
+        ngx_http_vibe_poll_due(&r->changes);
         return;
     }
 
@@ -432,8 +435,9 @@ ngx_http_vibe_repair_update(ngx_http_vibe_follow_t *f,
         return;
     }
 
-    t = ngx_http_vibe_target_due(&r->targets, &name->string,
-                                 NGX_HTTP_VIBE_REPAIR_DELAY);
+    t = ngx_http_vibe_target_event(&r->targets, &name->string,
+                                   NGX_HTTP_VIBE_REPAIR_DELAY,
+                                   NGX_HTTP_VIBE_REPAIR_CALM);
 
     if (t == NULL) {
 
@@ -486,13 +490,12 @@ ngx_http_vibe_repair_updates_ended(ngx_http_vibe_follow_t *f,
 /* what a mirror of this host has written it knows; else somebody else did */
 
 static void
-ngx_http_vibe_repair_change(ngx_http_vibe_follow_t *f,
-    ngx_http_vibe_json_t *line)
+ngx_http_vibe_repair_change(ngx_http_vibe_json_t *change)
 {
     ngx_http_vibe_json_t  *id, *revs, *rev;
 
-    id = ngx_http_vibe_json_get(line, "id");
-    revs = ngx_http_vibe_json_get(line, "changes");
+    id = ngx_http_vibe_json_get(change, "id");
+    revs = ngx_http_vibe_json_get(change, "changes");
     rev = ngx_http_vibe_json_get(revs ? revs->child : NULL, "rev");
 
     if (id == NULL
@@ -523,28 +526,21 @@ ngx_http_vibe_repair_change(ngx_http_vibe_follow_t *f,
 }
 
 
+/* what was done to it before, a pass through all of it finds */
+
 static void
-ngx_http_vibe_repair_changes_ended(ngx_http_vibe_follow_t *f,
-    ngx_uint_t status)
+ngx_http_vibe_repair_changes_begun(void)
 {
-    ngx_http_vibe_repair_t *r = &ngx_http_vibe_repair;
+    ngx_http_vibe_repair.walk_due = 1;
+}
 
-    if (status == NGX_HTTP_NOT_FOUND) {
-        ngx_http_vibe_global_gone(r->vmcf);
-        return;
-    }
 
-    if (status == NGX_HTTP_BAD_REQUEST) {
+/* another one may be there by now: which, its mark says */
 
-        /* a sequence of another "global" */
-
-        ngx_http_vibe_follow_since(f, NULL);
-        r->walk_due = 1;
-    }
-
-    /* it ends with its database, and another may be there by now */
-
-    r->vmcf->copies = 0;
+static void
+ngx_http_vibe_repair_changes_gone(void)
+{
+    ngx_http_vibe_repair.vmcf->copies = 0;
 }
 
 
@@ -805,6 +801,9 @@ ngx_http_vibe_repair_checked(ngx_http_vibe_check_t *c, ngx_int_t rc)
     } else if (!ngx_http_vibe_same(&t->known.seq, &c->known.seq)) {
         t->dirty = 1;
     }
+
+    t->looked = ngx_current_msec;
+    t->calm = !c->mended;
 
     t->known.born = c->known.born;
     ngx_http_vibe_target_keep(&t->known.seq,

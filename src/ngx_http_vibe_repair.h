@@ -6,7 +6,7 @@
  * The worker that holds the lease
  *
  *   - follows _db_updates, and checks each user database that it names;
- *   - follows the changes of "global", and looks at each that it did not
+ *   - reads the changes of "global", and looks at each that it did not
  *     expect from the mirrors of this host;
  *   - makes passes: at its start, when _db_updates was lost, and every
  *     vibe_sweep.  A pass lists all user databases and checks those whose
@@ -42,6 +42,9 @@
 
 /* milliseconds: how long what has changed is left to those who change it, */
 #define NGX_HTTP_VIBE_REPAIR_DELAY     1000
+
+/* the same where the last look has found that they did it well, */
+#define NGX_HTTP_VIBE_REPAIR_CALM      3000
 
 /* between two looks at what is due, */
 #define NGX_HTTP_VIBE_REPAIR_TICK      200

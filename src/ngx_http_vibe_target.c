@@ -97,6 +97,26 @@ ngx_http_vibe_target_due(ngx_http_vibe_targets_t *ts, ngx_str_t *name,
 }
 
 
+ngx_http_vibe_target_t *
+ngx_http_vibe_target_event(ngx_http_vibe_targets_t *ts, ngx_str_t *name,
+    ngx_msec_t delay, ngx_msec_t calm)
+{
+    ngx_http_vibe_target_t  *t;
+
+    t = ngx_http_vibe_target_find(ts, name);
+
+    if (t == NULL) {
+        return NULL;
+    }
+
+    if (t->calm && ngx_current_msec - t->looked < 2 * calm) {
+        delay = calm;
+    }
+
+    return ngx_http_vibe_target_due(ts, name, delay);
+}
+
+
 /* there it is, idle at first; the longest idle one makes room for it */
 
 static ngx_http_vibe_target_t *

@@ -40,12 +40,14 @@ typedef struct {
 
     ngx_http_vibe_checked_t      known;
     ngx_msec_t                   saved;        /* the checkpoint */
+    ngx_msec_t                   looked;       /* the last check's end */
 
     unsigned                     pass:1;       /* a pass waits for it */
     unsigned                     again:1;      /* due again, while running */
     unsigned                     reset:1;      /* made anew: nothing holds */
     unsigned                     fresh:1;      /* so, while it runs */
     unsigned                     dirty:1;      /* "seq" is not saved */
+    unsigned                     calm:1;       /* nothing was to be mended */
 } ngx_http_vibe_target_t;
 
 
@@ -72,6 +74,14 @@ void ngx_http_vibe_targets_end(ngx_http_vibe_targets_t *ts);
  */
 ngx_http_vibe_target_t *ngx_http_vibe_target_due(ngx_http_vibe_targets_t *ts,
     ngx_str_t *name, ngx_msec_t delay);
+
+/*
+ * The same for one that was changed: in "calm" milliseconds if it was found
+ * right not much longer ago, so that many writes are few checks.
+ */
+ngx_http_vibe_target_t *ngx_http_vibe_target_event(
+    ngx_http_vibe_targets_t *ts, ngx_str_t *name, ngx_msec_t delay,
+    ngx_msec_t calm);
 
 /* the first whose time has come, now running; NULL: none */
 ngx_http_vibe_target_t *ngx_http_vibe_target_next(
