@@ -63,6 +63,8 @@ static char *ngx_http_vibe_origins(ngx_conf_t *cf, ngx_command_t *cmd,
 static char *ngx_http_vibe_db_prefix(ngx_conf_t *cf, void *post, void *data);
 static char *ngx_http_vibe_lease_bounds(ngx_conf_t *cf, void *post,
     void *data);
+static char *ngx_http_vibe_some_time(ngx_conf_t *cf, void *post, void *data);
+static char *ngx_http_vibe_some_size(ngx_conf_t *cf, void *post, void *data);
 static char *ngx_http_vibe_data(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_vibe_status(ngx_conf_t *cf, ngx_command_t *cmd,
@@ -103,6 +105,14 @@ static ngx_conf_num_bounds_t  ngx_http_vibe_own_indexes_bounds = {
 
 static ngx_conf_num_bounds_t  ngx_http_vibe_batch_docs_bounds = {
     ngx_conf_check_num_bounds, 1, 10000
+};
+
+static ngx_conf_post_t  ngx_http_vibe_some_time_post = {
+    ngx_http_vibe_some_time
+};
+
+static ngx_conf_post_t  ngx_http_vibe_some_size_post = {
+    ngx_http_vibe_some_size
 };
 
 static ngx_conf_post_t  ngx_http_vibe_lease_post = {
@@ -156,14 +166,14 @@ static ngx_command_t  ngx_http_vibe_commands[] = {
       ngx_conf_set_msec_slot,
       NGX_HTTP_MAIN_CONF_OFFSET,
       offsetof(ngx_http_vibe_main_conf_t, couch.connect_timeout),
-      NULL },
+      &ngx_http_vibe_some_time_post },
 
     { ngx_string("vibe_timeout"),
       NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
       ngx_conf_set_msec_slot,
       NGX_HTTP_MAIN_CONF_OFFSET,
       offsetof(ngx_http_vibe_main_conf_t, couch.timeout),
-      NULL },
+      &ngx_http_vibe_some_time_post },
 
     { ngx_string("vibe_batch_docs"),
       NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
@@ -177,14 +187,14 @@ static ngx_command_t  ngx_http_vibe_commands[] = {
       ngx_conf_set_size_slot,
       NGX_HTTP_MAIN_CONF_OFFSET,
       offsetof(ngx_http_vibe_main_conf_t, batch_size),
-      NULL },
+      &ngx_http_vibe_some_size_post },
 
     { ngx_string("vibe_mirror_size"),
       NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
       ngx_conf_set_size_slot,
       NGX_HTTP_MAIN_CONF_OFFSET,
       offsetof(ngx_http_vibe_main_conf_t, mirror_size),
-      NULL },
+      &ngx_http_vibe_some_size_post },
 
     { ngx_string("vibe_zone"),
       NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE2,
@@ -212,7 +222,7 @@ static ngx_command_t  ngx_http_vibe_commands[] = {
       ngx_conf_set_msec_slot,
       NGX_HTTP_MAIN_CONF_OFFSET,
       offsetof(ngx_http_vibe_main_conf_t, sweep),
-      NULL },
+      &ngx_http_vibe_some_time_post },
 
     { ngx_string("vibe_scan_rate"),
       NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
@@ -536,7 +546,8 @@ ngx_http_vibe_trusted(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 {
     ngx_http_vibe_main_conf_t *vmcf = conf;
 
-    ngx_str_t  *value;
+    ngx_str_t        *value;
+    ngx_file_info_t   fi;
 
     if (vmcf->couch.trusted.len) {
         return "is duplicate";
@@ -547,6 +558,14 @@ ngx_http_vibe_trusted(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     vmcf->couch.trusted = value[1];
 
     if (ngx_conf_full_name(cf->cycle, &vmcf->couch.trusted, 1) != NGX_OK) {
+        return NGX_CONF_ERROR;
+    }
+
+    /* what is in it libcurl reads, with each connection */
+
+    if (ngx_file_info(vmcf->couch.trusted.data, &fi) == NGX_FILE_ERROR) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, ngx_errno, "\"%V\" cannot be "
+                           "found", &vmcf->couch.trusted);
         return NGX_CONF_ERROR;
     }
 
@@ -899,6 +918,24 @@ ngx_http_vibe_db_prefix(ngx_conf_t *cf, void *post, void *data)
     }
 
     return NGX_CONF_OK;
+}
+
+
+static char *
+ngx_http_vibe_some_time(ngx_conf_t *cf, void *post, void *data)
+{
+    ngx_msec_t *time = data;
+
+    return *time ? NGX_CONF_OK : "must not be 0";
+}
+
+
+static char *
+ngx_http_vibe_some_size(ngx_conf_t *cf, void *post, void *data)
+{
+    size_t *size = data;
+
+    return *size ? NGX_CONF_OK : "must not be 0";
 }
 
 

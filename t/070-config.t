@@ -74,7 +74,11 @@ subtest 'good ones' => sub {
          ['all', "vibe_index * createdAt; vibe_index posts a b;"
           . " vibe_max_response 1m; vibe_jwt_key $key;"
           . ' vibe_jwt_issuer me; vibe_jwt_audience you; vibe_jwt_leeway 5s;'
-          . ' vibe_origins https://a.example http://b.example:1;',
+          . ' vibe_origins https://a.example http://b.example:1;'
+          . ' vibe_zone all 1m; vibe_repair off; vibe_lease 1h; vibe_sweep 1d;'
+          . ' vibe_scan_rate 1; vibe_batch_docs 1; vibe_batch_size 1;'
+          . ' vibe_mirror_size 1; vibe_timeout 1ms; vibe_connect_timeout 1ms;'
+          . " vibe_trusted_certificate $key;",
           'vibe_anonymous on; vibe_max_docs 5;',
           'vibe_max_limit 5; vibe_own_indexes 0; vibe_global_regex on;'
           . ' vibe_did $remote_user; vibe_db $arg_x; vibe_db_prefix u-;'
@@ -125,7 +129,16 @@ subtest 'bad ones, with file and line' => sub {
         'vibe_index * vibe_rev;', 'vibe_index * $a;', 'vibe_index * a..b;',
         'vibe_index * a b c d e f g h i;',
         'vibe_max_response;', 'vibe_max_response x;', 'vibe_max_response -1;',
-        'vibe_max_response 1m; vibe_max_response 2m;');
+        'vibe_max_response 1m; vibe_max_response 2m;',
+        'vibe_connect_timeout 0;', 'vibe_timeout 0;', 'vibe_timeout x;',
+        'vibe_timeout 1s; vibe_timeout 2s;',
+        'vibe_batch_docs 0;', 'vibe_batch_docs 100000;',
+        'vibe_batch_size 0;', 'vibe_batch_size x;', 'vibe_mirror_size 0;',
+        'vibe_sweep 0;', 'vibe_sweep x;', 'vibe_scan_rate 0;',
+        'vibe_lease 0;', 'vibe_lease 900ms;', 'vibe_lease 2h;',
+        'vibe_repair;', 'vibe_repair yes;', 'vibe_zone;', 'vibe_zone vibe;',
+        'vibe_trusted_certificate;', "vibe_trusted_certificate $none;",
+        "vibe_trusted_certificate $key; vibe_trusted_certificate $key;");
 
     # Anywhere.
     for my $where ('http', 'server', 'data') {
