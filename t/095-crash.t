@@ -29,7 +29,7 @@ my %kills = $long ? (worker => 8, nginx => 5, couch => 5)
 
 # Seconds: for all writes, and until `global` is right after that.
 my $patience = $long ? 600 : 150;
-my $mending = 15;
+my $mending = $ENV{VIBE_STRICT} ? 15 : 45;
 
 
 # What is done when so many writes are: [number, what], in order.
