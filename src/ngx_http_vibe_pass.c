@@ -92,6 +92,7 @@ ngx_http_vibe_pass_begin(ngx_http_vibe_pass_t *p,
     ngx_http_vibe_target_keep(&p->last, NULL);
 
     p->stage = stage;
+    p->number++;
     p->prefix = 0;
     p->next = ngx_current_msec;
     p->rate = rate;
@@ -147,6 +148,8 @@ ngx_http_vibe_pass_step(ngx_http_vibe_pass_t *p)
             p->next = ngx_current_msec + NGX_HTTP_VIBE_PASS_LAST;
             break;
         }
+
+        ngx_http_vibe_targets_vanished(p->targets, p->number);
 
         ngx_http_vibe_zone_set(p->vmcf->zone, NGX_HTTP_VIBE_DATABASES,
                                p->listed);
@@ -349,6 +352,8 @@ ngx_http_vibe_pass_told_one(ngx_http_vibe_pass_t *p, ngx_http_vibe_json_t *row)
         return;
     }
 
+    ngx_http_vibe_target_listed(p->targets, &name->string, p->number);
+
     hash = ngx_http_vibe_pass_hash(&seq->raw);
     s = ngx_http_vibe_pass_seq(p, ngx_http_vibe_pass_hash(&name->string));
 
@@ -363,6 +368,7 @@ ngx_http_vibe_pass_told_one(ngx_http_vibe_pass_t *p, ngx_http_vibe_json_t *row)
     }
 
     t->info = hash;
+    t->listed = p->number;
 
     if (!t->pass) {
         t->pass = 1;

@@ -71,6 +71,7 @@ typedef struct {
     ngx_str_t                    from;         /* the "last" before it */
     ngx_msec_t                   next;         /* not before that */
     ngx_uint_t                   rate;         /* databases a second, or 0 */
+    ngx_uint_t                   number;       /* of this pass, from 1 on */
     ngx_uint_t                   page;         /* documents at once */
     ngx_uint_t                   listed;
     ngx_uint_t                   left;         /* checks that go on */

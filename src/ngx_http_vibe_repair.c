@@ -749,6 +749,14 @@ ngx_http_vibe_repair_check(ngx_http_vibe_target_t *t)
         ngx_http_vibe_target_keep(&t->known.did, NULL);
     }
 
+    if (t->vanished) {
+
+        /* whose it was is still needed */
+
+        t->vanished = 0;
+        ngx_http_vibe_target_keep(&t->known.seq, NULL);
+    }
+
     save = (t->known.seq.len == 0
             || ngx_current_msec - t->saved >= NGX_HTTP_VIBE_REPAIR_SAVE);
 

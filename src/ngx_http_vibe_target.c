@@ -117,6 +117,45 @@ ngx_http_vibe_target_event(ngx_http_vibe_targets_t *ts, ngx_str_t *name,
 }
 
 
+void
+ngx_http_vibe_target_listed(ngx_http_vibe_targets_t *ts, ngx_str_t *name,
+    ngx_uint_t pass)
+{
+    uint32_t                 hash;
+    ngx_http_vibe_target_t  *t;
+
+    hash = ngx_crc32_short(name->data, name->len);
+
+    t = (ngx_http_vibe_target_t *) ngx_str_rbtree_lookup(&ts->rbtree, name,
+                                                         hash);
+    if (t != NULL) {
+        t->listed = pass;
+    }
+}
+
+
+void
+ngx_http_vibe_targets_vanished(ngx_http_vibe_targets_t *ts, ngx_uint_t pass)
+{
+    ngx_queue_t             *q, *next;
+    ngx_http_vibe_target_t  *t;
+
+    for (q = ngx_queue_head(&ts->idle);
+         q != ngx_queue_sentinel(&ts->idle);
+         q = next)
+    {
+        next = ngx_queue_next(q);
+        t = ngx_queue_data(q, ngx_http_vibe_target_t, queue);
+
+        if (t->listed && t->listed + 1 == pass) {
+            t->listed = 0;
+            t->vanished = 1;
+            (void) ngx_http_vibe_target_due(ts, &t->node.str, 0);
+        }
+    }
+}
+
+
 /* there it is, idle at first; the longest idle one makes room for it */
 
 static ngx_http_vibe_target_t *

@@ -41,6 +41,7 @@ typedef struct {
     ngx_http_vibe_checked_t      known;
     ngx_msec_t                   saved;        /* the checkpoint */
     ngx_msec_t                   looked;       /* the last check's end */
+    ngx_uint_t                   listed;       /* the last pass that did */
 
     unsigned                     pass:1;       /* a pass waits for it */
     unsigned                     again:1;      /* due again, while running */
@@ -48,6 +49,7 @@ typedef struct {
     unsigned                     fresh:1;      /* so, while it runs */
     unsigned                     dirty:1;      /* "seq" is not saved */
     unsigned                     calm:1;       /* nothing was to be mended */
+    unsigned                     vanished:1;   /* a pass did not find it */
 } ngx_http_vibe_target_t;
 
 
@@ -82,6 +84,14 @@ ngx_http_vibe_target_t *ngx_http_vibe_target_due(ngx_http_vibe_targets_t *ts,
 ngx_http_vibe_target_t *ngx_http_vibe_target_event(
     ngx_http_vibe_targets_t *ts, ngx_str_t *name, ngx_msec_t delay,
     ngx_msec_t calm);
+
+/* a pass, counted from 1, has found the database there */
+void ngx_http_vibe_target_listed(ngx_http_vibe_targets_t *ts,
+    ngx_str_t *name, ngx_uint_t pass);
+
+/* makes those due that the pass before has found, and this one has not */
+void ngx_http_vibe_targets_vanished(ngx_http_vibe_targets_t *ts,
+    ngx_uint_t pass);
 
 /* the first whose time has come, now running; NULL: none */
 ngx_http_vibe_target_t *ngx_http_vibe_target_next(
