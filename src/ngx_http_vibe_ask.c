@@ -156,12 +156,7 @@ ngx_http_vibe_ask_call(ngx_http_vibe_ask_t *ask)
 {
     ngx_http_vibe_call_t  call;
 
-    ngx_memzero(&call, sizeof(ngx_http_vibe_call_t));
-
-    call.path = ask->couch.path;
-    call.status = ask->couch.status;
-    call.answer = ask->couch.answer;
-    call.too_large = ask->couch.too_large;
+    ngx_http_vibe_call_of(&ask->couch, &call);
 
     ask->asked = 0;
 
@@ -172,6 +167,23 @@ ngx_http_vibe_ask_call(ngx_http_vibe_ask_t *ask)
                            && call.status != NGX_HTTP_FORBIDDEN);
 
     ask->handler(ask, &call);
+}
+
+
+ngx_int_t
+ngx_http_vibe_ask_key(ngx_pool_t *pool, ngx_str_t *str, ngx_str_t *key)
+{
+    ngx_str_t                 json;
+    ngx_http_vibe_json_out_t  out;
+
+    ngx_http_vibe_json_out_init(&out, pool);
+    ngx_http_vibe_json_put_string(&out, str);
+
+    if (ngx_http_vibe_json_out_str(&out, &json) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    return ngx_http_vibe_escape_segment(pool, &json, key);
 }
 
 

@@ -56,6 +56,13 @@ void ngx_http_vibe_ask(ngx_http_vibe_ask_t *ask, ngx_uint_t method,
 void ngx_http_vibe_ask_arg(ngx_http_vibe_ask_t *ask, ngx_str_t *db,
     const char *suffix, ngx_str_t *arg, ngx_http_vibe_ask_pt handler);
 
+/*
+ * A string as the value of an argument that is JSON, as startkey: quoted and
+ * escaped.  From the pool; NGX_OK or NGX_ERROR.
+ */
+ngx_int_t ngx_http_vibe_ask_key(ngx_pool_t *pool, ngx_str_t *str,
+    ngx_str_t *key);
+
 /* ends it: a handler that was to be called will not be, the pool goes */
 void ngx_http_vibe_ask_end(ngx_http_vibe_ask_t *ask);
 

@@ -526,15 +526,12 @@ ngx_http_vibe_check_gone(ngx_http_vibe_check_t *c)
 static void
 ngx_http_vibe_check_range(ngx_http_vibe_check_t *c)
 {
-    u_char                    *p;
-    ngx_str_t                  key, end, from, to;
-    ngx_pool_t                *pool;
-    ngx_http_vibe_json_out_t   out;
+    u_char      *p;
+    ngx_str_t    end, from, to;
+    ngx_pool_t  *pool;
 
     pool = c->ask.pool;
     c->ranging = 1;
-
-    ngx_http_vibe_json_out_init(&out, pool);
 
     end.len = c->known.did.len + 1;
     end.data = ngx_pnalloc(pool, end.len);
@@ -544,17 +541,10 @@ ngx_http_vibe_check_range(ngx_http_vibe_check_t *c)
     }
 
     p = ngx_cpymem(end.data, c->known.did.data, c->known.did.len);
+    *p = ':';
 
-    if (c->last.len) {
-        ngx_http_vibe_json_put_string(&out, &c->last);
-
-    } else {
-        *p = ':';
-        ngx_http_vibe_json_put_string(&out, &end);
-    }
-
-    if (ngx_http_vibe_json_out_str(&out, &key) != NGX_OK
-        || ngx_http_vibe_escape_segment(pool, &key, &from) != NGX_OK)
+    if (ngx_http_vibe_ask_key(pool, c->last.len ? &c->last : &end, &from)
+        != NGX_OK)
     {
         ngx_http_vibe_check_failed(c);
         return;
@@ -562,12 +552,7 @@ ngx_http_vibe_check_range(ngx_http_vibe_check_t *c)
 
     *p = ';';
 
-    ngx_http_vibe_json_out_init(&out, pool);
-    ngx_http_vibe_json_put_string(&out, &end);
-
-    if (ngx_http_vibe_json_out_str(&out, &key) != NGX_OK
-        || ngx_http_vibe_escape_segment(pool, &key, &to) != NGX_OK)
-    {
+    if (ngx_http_vibe_ask_key(pool, &end, &to) != NGX_OK) {
         ngx_http_vibe_check_failed(c);
         return;
     }

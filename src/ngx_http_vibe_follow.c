@@ -200,12 +200,7 @@ ngx_http_vibe_follow_sought(ngx_http_vibe_couch_t *couch)
 
     if (couch->status == NGX_HTTP_OK) {
 
-        ngx_memzero(&call, sizeof(ngx_http_vibe_call_t));
-
-        call.path = couch->path;
-        call.status = couch->status;
-        call.answer = couch->answer;
-        call.too_large = couch->too_large;
+        ngx_http_vibe_call_of(couch, &call);
 
         if (ngx_http_vibe_scan_answer(f->pool, &call, 1, &root) == NGX_OK) {
             seq = ngx_http_vibe_json_get(root, "last_seq");

@@ -517,12 +517,8 @@ ngx_http_vibe_mirror_ask_db(void)
         return;
     }
 
-    b->lookup = ngx_http_vibe_lookup_create(b->pool, ms->vmcf, db, 8);
-    if (b->lookup == NULL
-        || ngx_array_init(&b->lookup->rows, b->pool, n,
-                          sizeof(ngx_http_vibe_leaf_t))
-           != NGX_OK)
-    {
+    b->lookup = ngx_http_vibe_lookup_create(b->pool, ms->vmcf, db, n);
+    if (b->lookup == NULL) {
         ngx_http_vibe_mirror_fail(&ms->ask);
         ngx_http_vibe_batch_end(b);
         return;
@@ -1039,12 +1035,7 @@ ngx_http_vibe_batch_call(ngx_http_vibe_batch_t *b, ngx_http_vibe_call_t *call)
 {
     ngx_http_vibe_couch_t *couch = &b->couch;
 
-    ngx_memzero(call, sizeof(ngx_http_vibe_call_t));
-
-    call->path = couch->path;
-    call->status = couch->status;
-    call->answer = couch->answer;
-    call->too_large = couch->too_large;
+    ngx_http_vibe_call_of(couch, call);
 
     ngx_http_vibe_zone_answer(ngx_http_vibe_mirrors.vmcf->zone,
                               couch->status);

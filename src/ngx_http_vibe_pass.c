@@ -23,11 +23,8 @@ static void ngx_http_vibe_pass_walked(ngx_http_vibe_walk_t *w, ngx_int_t rc);
 static void ngx_http_vibe_pass_next_page(ngx_http_vibe_pass_t *p);
 static void ngx_http_vibe_pass_done(ngx_http_vibe_pass_t *p);
 static void ngx_http_vibe_pass_failed(ngx_http_vibe_pass_t *p);
-static void ngx_http_vibe_pass_ask_from(ngx_http_vibe_pass_t *p,
-    ngx_str_t *db, const char *path, ngx_str_t *from, ngx_str_t *end,
-    ngx_http_vibe_ask_pt handler);
-static ngx_int_t ngx_http_vibe_pass_key(ngx_pool_t *pool, ngx_str_t *str,
-    ngx_str_t *key);
+static void ngx_http_vibe_pass_ask(ngx_http_vibe_pass_t *p, ngx_str_t *from,
+    ngx_str_t *end);
 static ngx_http_vibe_pass_seq_t *ngx_http_vibe_pass_seq(
     ngx_http_vibe_pass_t *p, uint64_t name);
 static void ngx_http_vibe_pass_gauges(ngx_http_vibe_pass_t *p);
@@ -210,9 +207,7 @@ ngx_http_vibe_pass_list(ngx_http_vibe_pass_t *p)
 
     end.data[end.len - 1]++;
 
-    ngx_http_vibe_pass_ask_from(p, NULL, "/_all_dbs?limit=%ui",
-                                p->last.len ? &p->last : prefix, &end,
-                                ngx_http_vibe_pass_listed);
+    ngx_http_vibe_pass_ask(p, p->last.len ? &p->last : prefix, &end);
 }
 
 
@@ -651,68 +646,42 @@ ngx_http_vibe_pass_failed(ngx_http_vibe_pass_t *p)
 }
 
 
-/* a page from a key on, or after the last key of the page before */
+/* a page of names from one on, or after the last one of the page before */
 
 static void
-ngx_http_vibe_pass_ask_from(ngx_http_vibe_pass_t *p, ngx_str_t *db,
-    const char *path, ngx_str_t *from, ngx_str_t *end,
-    ngx_http_vibe_ask_pt handler)
+ngx_http_vibe_pass_ask(ngx_http_vibe_pass_t *p, ngx_str_t *from,
+    ngx_str_t *end)
 {
-    u_char      *buf, *last;
+    u_char      *path;
     ngx_str_t    start, stop;
-    ngx_uint_t   n;
     ngx_pool_t  *pool;
 
     pool = p->ask.pool;
-    n = db ? NGX_HTTP_VIBE_PASS_WALK : NGX_HTTP_VIBE_PASS_PAGE;
 
-    ngx_str_null(&stop);
-
-    if (ngx_http_vibe_pass_key(pool, from, &start) != NGX_OK
-        || (end && ngx_http_vibe_pass_key(pool, end, &stop) != NGX_OK))
+    if (ngx_http_vibe_ask_key(pool, from, &start) != NGX_OK
+        || ngx_http_vibe_ask_key(pool, end, &stop) != NGX_OK)
     {
         ngx_http_vibe_pass_failed(p);
         return;
     }
 
-    buf = ngx_pnalloc(pool, ngx_strlen(path) + start.len + stop.len + 64);
-    if (buf == NULL) {
+    path = ngx_pnalloc(pool, start.len + stop.len + 64);
+    if (path == NULL) {
         ngx_http_vibe_pass_failed(p);
         return;
     }
 
     /* the first one may be the last of before, or that is gone by now */
 
-    last = ngx_sprintf(buf, path, n + (p->last.len ? 1 : 0));
-    last = ngx_sprintf(last, "&startkey=%V", &start);
-
-    if (end != NULL) {
-        last = ngx_sprintf(last, "&endkey=%V", &stop);
-    }
-
-    *last = '\0';
+    *ngx_sprintf(path, "/_all_dbs?limit=%d&startkey=%V&endkey=%V",
+                 NGX_HTTP_VIBE_PASS_PAGE + (p->last.len ? 1 : 0), &start,
+                 &stop)
+        = '\0';
 
     p->busy = 1;
 
-    ngx_http_vibe_ask(&p->ask, NGX_HTTP_GET, db, (const char *) buf, NULL,
-                      handler);
-}
-
-
-static ngx_int_t
-ngx_http_vibe_pass_key(ngx_pool_t *pool, ngx_str_t *str, ngx_str_t *key)
-{
-    ngx_str_t                 json;
-    ngx_http_vibe_json_out_t  out;
-
-    ngx_http_vibe_json_out_init(&out, pool);
-    ngx_http_vibe_json_put_string(&out, str);
-
-    if (ngx_http_vibe_json_out_str(&out, &json) != NGX_OK) {
-        return NGX_ERROR;
-    }
-
-    return ngx_http_vibe_escape_segment(pool, &json, key);
+    ngx_http_vibe_ask(&p->ask, NGX_HTTP_GET, NULL, (const char *) path, NULL,
+                      ngx_http_vibe_pass_listed);
 }
 
 

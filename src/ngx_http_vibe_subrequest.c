@@ -64,6 +64,18 @@ ngx_http_vibe_request(ngx_http_request_t *r, ngx_uint_t method, ngx_str_t *db,
 }
 
 
+void
+ngx_http_vibe_call_of(ngx_http_vibe_couch_t *couch, ngx_http_vibe_call_t *call)
+{
+    ngx_memzero(call, sizeof(ngx_http_vibe_call_t));
+
+    call->path = couch->path;
+    call->status = couch->status;
+    call->answer = couch->answer;
+    call->too_large = couch->too_large;
+}
+
+
 /* CouchDB tells a missing database from a missing document by the reason */
 
 ngx_uint_t

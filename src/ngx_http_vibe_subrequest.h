@@ -20,6 +20,7 @@
 #include <ngx_core.h>
 #include <ngx_http.h>
 
+#include "ngx_http_vibe_couch.h"
 #include "ngx_http_vibe_json.h"
 
 
@@ -78,6 +79,10 @@ struct ngx_http_vibe_call_s {
 ngx_int_t ngx_http_vibe_request(ngx_http_request_t *r, ngx_uint_t method,
     ngx_str_t *db, const char *suffix, ngx_http_vibe_json_out_t *body,
     ngx_http_vibe_call_pt handler, void *data);
+
+/* a call as it would be, of a request that libcurl has carried */
+void ngx_http_vibe_call_of(ngx_http_vibe_couch_t *couch,
+    ngx_http_vibe_call_t *call);
 
 /* 1 if the answer says that the database does not exist */
 ngx_uint_t ngx_http_vibe_no_database(ngx_http_vibe_call_t *call);
