@@ -20,7 +20,7 @@ my $seconds = $ENV{VIBE_LOAD_SECONDS} || 5;
 my $clients = 64;
 
 # What the workers may grow by in the second half, in KB.
-my $growth = 16 * 1024;
+my $growth = ($ENV{ASAN_OPTIONS} ? 48 : 16) * 1024;
 
 my $json = JSON::PP->new->utf8->canonical->allow_nonref;
 my $nginx = nginx_start(workers => 2, level => 'error');
