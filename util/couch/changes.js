@@ -173,11 +173,12 @@ class ChangesFeed {
     while (!this.stopped && this.left > 0) {
       this.dirty = false;
       const page = await this.db.use((store) => store.changes(this.position, PAGE));
-      for (const row of page.rows) {
-        if (this.left <= 0) return;
-        this.position = row.seq;
-        if (this.request.filter(row)) await this.#send(row);
-        if (this.stopped) return;
+      const rows = page.rows.filter(this.request.filter).slice(0, this.left);
+      await this.#send(rows);
+      if (this.stopped) return;
+      if (this.left <= 0 && rows.length) {
+        this.position = rows[rows.length - 1].seq;
+        return;
       }
       this.position = Math.max(this.position, page.lastSeq);
       if (page.done) return;
@@ -194,11 +195,9 @@ class ChangesFeed {
       since = page.lastSeq;
       if (page.done || this.stopped) break;
     }
-    for (const row of rows.reverse()) {
-      if (this.left <= 0 || this.stopped) break;
-      this.position = row.seq;
-      await this.#send(row);
-    }
+    const newest = rows.reverse().slice(0, this.left);
+    if (newest.length) this.position = newest[newest.length - 1].seq;
+    await this.#send(newest);
     this.#finish();
   }
 
@@ -229,12 +228,16 @@ class ChangesFeed {
     return row;
   }
 
-  async #send(change) {
-    const row = this.#row(change);
-    const text = this.wire.row(JSON.stringify(row), JSON.stringify(row.seq), this.sent === 0);
-    this.sent++;
-    this.left--;
-    if (!this.res.write(text)) await this.#drained();
+  /** In one piece: a write for each row would cost more than reading it did. */
+  async #send(changes) {
+    let text = '';
+    for (const change of changes) {
+      const row = this.#row(change);
+      text += this.wire.row(JSON.stringify(row), JSON.stringify(row.seq), this.sent === 0);
+      this.sent++;
+      this.left--;
+    }
+    if (text && !this.res.write(text)) await this.#drained();
   }
 
   #drained() {
