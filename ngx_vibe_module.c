@@ -1387,13 +1387,25 @@ ngx_http_vibe_init_process(ngx_cycle_t *cycle)
         return NGX_ERROR;
     }
 
-    return vmcf->repair ? ngx_http_vibe_repair_init(vmcf) : NGX_OK;
+    if (!vmcf->repair) {
+        return NGX_OK;
+    }
+
+    if (ngx_http_vibe_lease_init(vmcf) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
+    ngx_http_vibe_repair_init(vmcf);
+
+    return NGX_OK;
 }
 
 
 static void
 ngx_http_vibe_exit_process(ngx_cycle_t *cycle)
 {
-    ngx_http_vibe_repair_exit();
+    /* whoever works under the lease ceases first */
+
+    ngx_http_vibe_lease_exit();
     ngx_http_vibe_couch_exit();
 }

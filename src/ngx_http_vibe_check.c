@@ -87,7 +87,7 @@ ngx_http_vibe_check(ngx_http_vibe_main_conf_t *vmcf, ngx_str_t *db,
 
         if (rc == NGX_DECLINED) {
             ngx_http_vibe_ask(&c->ask, NGX_HTTP_GET, &c->db,
-                              "/_local/vibe_owner", NULL,
+                              NGX_HTTP_VIBE_OWNER_DOC, NULL,
                               ngx_http_vibe_check_owner);
             return c;
         }
@@ -155,38 +155,61 @@ ngx_http_vibe_check_named(ngx_http_vibe_main_conf_t *vmcf, ngx_pool_t *pool,
 }
 
 
+ngx_int_t
+ngx_http_vibe_check_record(ngx_http_vibe_ask_t *ask,
+    ngx_http_vibe_call_t *call, ngx_pool_t *pool, ngx_str_t *did)
+{
+    ngx_http_vibe_json_t  *m;
+
+    if (ngx_http_vibe_no_database(call)) {
+        return NGX_ABORT;
+    }
+
+    if (call->status == NGX_HTTP_NOT_FOUND) {
+        return NGX_DECLINED;
+    }
+
+    m = (call->status == NGX_HTTP_OK)
+        ? ngx_http_vibe_ask_member(ask, call, "did") : NULL;
+
+    if (m == NULL
+        || m->type != NGX_HTTP_VIBE_JSON_STRING
+        || !ngx_http_vibe_is_did(&m->string))
+    {
+        return NGX_ERROR;
+    }
+
+    did->len = m->string.len;
+    did->data = ngx_pstrdup(pool, &m->string);
+
+    return did->data ? NGX_OK : NGX_ERROR;
+}
+
+
 static void
 ngx_http_vibe_check_owner(ngx_http_vibe_ask_t *ask,
     ngx_http_vibe_call_t *call)
 {
     ngx_http_vibe_check_t *c = ask->data;
 
-    ngx_http_vibe_json_t  *did;
+    switch (ngx_http_vibe_check_record(ask, call, c->pool, &c->known.did)) {
 
-    if (ngx_http_vibe_no_database(call)) {
-        ngx_http_vibe_check_gone(c);
+    case NGX_OK:
+        ngx_http_vibe_check_checkpoint(c);
         return;
-    }
 
-    if (call->status == NGX_HTTP_NOT_FOUND) {
+    case NGX_DECLINED:
         c->unowned = 1;
         c->handler(c, NGX_OK);
         return;
-    }
 
-    did = (call->status == NGX_HTTP_OK)
-          ? ngx_http_vibe_ask_member(ask, call, "did") : NULL;
-
-    if (did == NULL
-        || did->type != NGX_HTTP_VIBE_JSON_STRING
-        || !ngx_http_vibe_is_did(&did->string)
-        || ngx_http_vibe_check_keep(c, &did->string, &c->known.did) != NGX_OK)
-    {
-        ngx_http_vibe_check_failed(c);
+    case NGX_ABORT:
+        ngx_http_vibe_check_gone(c);
         return;
-    }
 
-    ngx_http_vibe_check_checkpoint(c);
+    default:
+        ngx_http_vibe_check_failed(c);
+    }
 }
 
 

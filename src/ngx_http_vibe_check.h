@@ -24,6 +24,9 @@
 #include "ngx_http_vibe_mirror.h"
 
 
+/* the record of whose a database is */
+#define NGX_HTTP_VIBE_OWNER_DOC   "/_local/vibe_owner"
+
 /* changes, or copies, that are looked at with one request */
 #define NGX_HTTP_VIBE_CHECK_PAGE  200
 
@@ -99,6 +102,14 @@ void ngx_http_vibe_check_end(ngx_http_vibe_check_t *c);
  */
 ngx_int_t ngx_http_vibe_check_named(ngx_http_vibe_main_conf_t *vmcf,
     ngx_pool_t *pool, ngx_str_t *db, ngx_str_t *did);
+
+/*
+ * The DID of the answer to a GET of NGX_HTTP_VIBE_OWNER_DOC, copied into the
+ * pool.  NGX_OK; NGX_DECLINED: there is no record; NGX_ABORT: nor such a
+ * database; NGX_ERROR: CouchDB failed, or the record says nothing.
+ */
+ngx_int_t ngx_http_vibe_check_record(ngx_http_vibe_ask_t *ask,
+    ngx_http_vibe_call_t *call, ngx_pool_t *pool, ngx_str_t *did);
 
 /* 1 if a mirror has ended well enough for a checkpoint to pass it */
 ngx_uint_t ngx_http_vibe_check_passed(ngx_http_vibe_mirror_t *m);

@@ -9,7 +9,8 @@
 
 typedef struct {
     ngx_http_vibe_main_conf_t   *vmcf;
-    ngx_http_vibe_lease_pt       handler;
+    ngx_http_vibe_lease_pt       users[NGX_HTTP_VIBE_LEASE_USERS];
+    ngx_uint_t                   nusers;
     ngx_http_vibe_ask_t          ask;
     ngx_event_t                  event;
     ngx_connection_t             dumb;         /* for nginx's debug log */
@@ -27,6 +28,7 @@ typedef struct {
 } ngx_http_vibe_lease_t;
 
 
+static void ngx_http_vibe_lease_tell(ngx_uint_t leads);
 static void ngx_http_vibe_lease_tick(ngx_event_t *ev);
 static void ngx_http_vibe_lease_cease(void);
 static void ngx_http_vibe_lease_look(void);
@@ -52,8 +54,7 @@ static ngx_http_vibe_lease_t  ngx_http_vibe_lease;
 
 
 ngx_int_t
-ngx_http_vibe_lease_init(ngx_http_vibe_main_conf_t *vmcf,
-    ngx_http_vibe_lease_pt handler)
+ngx_http_vibe_lease_init(ngx_http_vibe_main_conf_t *vmcf)
 {
     ngx_http_vibe_lease_t *l = &ngx_http_vibe_lease;
 
@@ -65,7 +66,6 @@ ngx_http_vibe_lease_init(ngx_http_vibe_main_conf_t *vmcf,
 
     l->ask.timeout = ngx_min(vmcf->lease / 2, vmcf->couch.timeout);
     l->vmcf = vmcf;
-    l->handler = handler;
 
     ngx_http_vibe_lease_machine(l->machine);
 
@@ -79,6 +79,40 @@ ngx_http_vibe_lease_init(ngx_http_vibe_main_conf_t *vmcf,
     ngx_add_timer(&l->event, 1);
 
     return NGX_OK;
+}
+
+
+void
+ngx_http_vibe_lease_use(ngx_http_vibe_lease_pt handler)
+{
+    ngx_http_vibe_lease_t *l = &ngx_http_vibe_lease;
+
+    if (l->nusers < NGX_HTTP_VIBE_LEASE_USERS) {
+        l->users[l->nusers++] = handler;
+    }
+}
+
+
+ngx_uint_t
+ngx_http_vibe_lease_held(void)
+{
+    ngx_http_vibe_lease_t *l = &ngx_http_vibe_lease;
+
+    return l->leads && ngx_current_msec - l->renewed <= l->vmcf->lease;
+}
+
+
+static void
+ngx_http_vibe_lease_tell(ngx_uint_t leads)
+{
+    ngx_uint_t              i;
+    ngx_http_vibe_lease_t  *l;
+
+    l = &ngx_http_vibe_lease;
+
+    for (i = 0; i < l->nusers; i++) {
+        l->users[i](leads);
+    }
 }
 
 
@@ -164,7 +198,7 @@ ngx_http_vibe_lease_cease(void)
 
     if (l->leads) {
         l->leads = 0;
-        l->handler(0);
+        ngx_http_vibe_lease_tell(0);
     }
 }
 
@@ -229,7 +263,7 @@ ngx_http_vibe_lease_seen(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
 
     ngx_http_vibe_lease_host(root);
 
-    l->handler(0);
+    ngx_http_vibe_lease_tell(0);
 }
 
 
@@ -423,7 +457,7 @@ ngx_http_vibe_lease_written(ngx_http_vibe_ask_t *ask,
                       "this worker does the background work");
 
         l->leads = 1;
-        l->handler(1);
+        ngx_http_vibe_lease_tell(1);
     }
 }
 

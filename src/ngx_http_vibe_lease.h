@@ -41,9 +41,18 @@
 typedef void (*ngx_http_vibe_lease_pt)(ngx_uint_t leads);
 
 
-/* for init_process; NGX_OK or NGX_ERROR */
-ngx_int_t ngx_http_vibe_lease_init(ngx_http_vibe_main_conf_t *vmcf,
-    ngx_http_vibe_lease_pt handler);
+/* those that work under it */
+#define NGX_HTTP_VIBE_LEASE_USERS  2
+
+
+/* for init_process, before the next two; NGX_OK or NGX_ERROR */
+ngx_int_t ngx_http_vibe_lease_init(ngx_http_vibe_main_conf_t *vmcf);
+
+/* has this called, too: at most NGX_HTTP_VIBE_LEASE_USERS of them */
+void ngx_http_vibe_lease_use(ngx_http_vibe_lease_pt handler);
+
+/* 1 if this worker holds it now, by the clock */
+ngx_uint_t ngx_http_vibe_lease_held(void);
 
 /* for exit_process: the next worker need not wait for this one */
 void ngx_http_vibe_lease_exit(void);

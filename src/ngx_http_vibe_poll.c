@@ -4,6 +4,12 @@
 #include "ngx_http_vibe_target.h"
 
 
+#define ngx_http_vibe_poll_page(p)                                            \
+    (ngx_uint_t) ((p)->docs ? NGX_HTTP_VIBE_POLL_DOCS                         \
+                            : NGX_HTTP_VIBE_POLL_PAGE)
+
+
+static void ngx_http_vibe_poll_ask(ngx_http_vibe_poll_t *p);
 static void ngx_http_vibe_poll_began(ngx_http_vibe_ask_t *ask,
     ngx_http_vibe_call_t *call);
 static void ngx_http_vibe_poll_read(ngx_http_vibe_ask_t *ask,
@@ -19,8 +25,11 @@ ngx_http_vibe_poll_init(ngx_http_vibe_poll_t *p, ngx_http_vibe_zone_t *zone)
     ngx_str_null(&p->seq);
 
     p->next = ngx_current_msec;
+    p->page = ngx_http_vibe_poll_page(p);
+    p->bare = 0;
     p->failures = 0;
     p->busy = 0;
+    p->catching = 0;
 
     return ngx_http_vibe_ask_init(&p->ask, zone, p);
 }
@@ -48,11 +57,38 @@ ngx_http_vibe_poll_due(ngx_http_vibe_poll_t *p)
 
 
 void
+ngx_http_vibe_poll_since(ngx_http_vibe_poll_t *p, ngx_str_t *seq)
+{
+    ngx_http_vibe_target_keep(&p->seq, seq);
+}
+
+
+void
+ngx_http_vibe_poll_now(ngx_http_vibe_poll_t *p)
+{
+    ngx_http_vibe_zone_t  *zone;
+
+    p->catching = 1;
+    p->next = ngx_current_msec;
+
+    if (p->busy) {
+
+        /* it may wait, or have been asked before what is wanted happened */
+
+        zone = p->ask.zone;
+        p->busy = 0;
+
+        ngx_http_vibe_ask_end(&p->ask);
+        (void) ngx_http_vibe_ask_init(&p->ask, zone, p);
+    }
+
+    ngx_http_vibe_poll_step(p);
+}
+
+
+void
 ngx_http_vibe_poll_step(ngx_http_vibe_poll_t *p)
 {
-    u_char      *last, path[sizeof("/_changes?style=all_docs&limit=&since=%V")
-                            + NGX_INT_T_LEN];
-
     if (p->busy
         || p->ask.pool == NULL
         || (ngx_msec_int_t) (p->next - ngx_current_msec) > 0)
@@ -61,6 +97,7 @@ ngx_http_vibe_poll_step(ngx_http_vibe_poll_t *p)
     }
 
     p->busy = 1;
+    p->ask.timeout = 0;
 
     if (p->seq.len == 0) {
         ngx_http_vibe_ask(&p->ask, NGX_HTTP_GET, &ngx_http_vibe_global,
@@ -69,9 +106,29 @@ ngx_http_vibe_poll_step(ngx_http_vibe_poll_t *p)
         return;
     }
 
-    last = ngx_sprintf(path, "/_changes?style=all_docs&limit=%d&since=",
-                       NGX_HTTP_VIBE_POLL_PAGE);
-    ngx_memcpy(last, "%V", sizeof("%V"));
+    ngx_http_vibe_poll_ask(p);
+}
+
+
+static void
+ngx_http_vibe_poll_ask(ngx_http_vibe_poll_t *p)
+{
+    u_char  *last, path[sizeof("/_changes?limit=&include_docs=true"
+                               "&feed=longpoll&timeout=&since=%V")
+                        + 2 * NGX_INT_T_LEN];
+
+    last = ngx_sprintf(path, "/_changes?limit=%ui&%s", p->page,
+                       p->docs && !p->bare ? "include_docs=true"
+                                           : "style=all_docs");
+
+    if (p->wait && !p->catching) {
+        last = ngx_sprintf(last, "&feed=longpoll&timeout=%d",
+                           NGX_HTTP_VIBE_POLL_WAIT);
+
+        p->ask.timeout = 2 * NGX_HTTP_VIBE_POLL_WAIT;
+    }
+
+    ngx_memcpy(last, "&since=%V", sizeof("&since=%V"));
 
     ngx_http_vibe_ask_arg(&p->ask, &ngx_http_vibe_global, (const char *) path,
                           &p->seq, ngx_http_vibe_poll_read);
@@ -98,7 +155,18 @@ ngx_http_vibe_poll_read(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
 {
     ngx_http_vibe_poll_t *p = ask->data;
 
+    ngx_uint_t             more;
     ngx_http_vibe_json_t  *results, *change;
+
+    if (call->too_large && !p->bare) {
+
+        /* fewer; and of a single one nothing but that it has changed */
+
+        p->bare = (p->page == 1);
+        p->page = (p->page + 1) / 2;
+        p->busy = 0;
+        return;
+    }
 
     results = ngx_http_vibe_poll_answer(p, call);
 
@@ -110,10 +178,20 @@ ngx_http_vibe_poll_read(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
         p->change(change);
     }
 
+    more = (results->n >= p->page);
+
+    p->bare = 0;
+    p->page = ngx_min(p->page * 2, ngx_http_vibe_poll_page(p));
     p->next = ngx_current_msec;
 
-    if (results->n < NGX_HTTP_VIBE_POLL_PAGE) {
-        p->next += NGX_HTTP_VIBE_POLL_IDLE;
+    if (!more) {
+        p->next += p->wait ? NGX_HTTP_VIBE_POLL_PAUSE
+                           : NGX_HTTP_VIBE_POLL_IDLE;
+    }
+
+    if (p->catching && !more) {
+        p->catching = 0;
+        p->caught();
     }
 }
 

@@ -94,7 +94,7 @@ static void ngx_http_vibe_repair_gauges(void);
 static ngx_http_vibe_repair_t  ngx_http_vibe_repair;
 
 
-ngx_int_t
+void
 ngx_http_vibe_repair_init(ngx_http_vibe_main_conf_t *vmcf)
 {
     ngx_http_vibe_repair_t *r = &ngx_http_vibe_repair;
@@ -115,16 +115,7 @@ ngx_http_vibe_repair_init(ngx_http_vibe_main_conf_t *vmcf)
     ngx_queue_init(&r->walked);
     ngx_http_vibe_targets_init(&r->targets);
 
-    return ngx_http_vibe_lease_init(vmcf, ngx_http_vibe_repair_lead);
-}
-
-
-void
-ngx_http_vibe_repair_exit(void)
-{
-    /* which ceases first, if this worker leads */
-
-    ngx_http_vibe_lease_exit();
+    ngx_http_vibe_lease_use(ngx_http_vibe_repair_lead);
 }
 
 

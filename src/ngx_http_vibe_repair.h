@@ -64,11 +64,8 @@
 #define NGX_HTTP_VIBE_REPAIR_TRIES     10
 
 
-/* for init_process; NGX_OK or NGX_ERROR */
-ngx_int_t ngx_http_vibe_repair_init(ngx_http_vibe_main_conf_t *vmcf);
-
-/* for exit_process */
-void ngx_http_vibe_repair_exit(void);
+/* for init_process, after ngx_http_vibe_lease_init() */
+void ngx_http_vibe_repair_init(ngx_http_vibe_main_conf_t *vmcf);
 
 
 #endif /* _NGX_HTTP_VIBE_REPAIR_H_INCLUDED_ */

@@ -338,7 +338,7 @@ ngx_http_vibe_walk_owners(ngx_http_vibe_walk_t *w)
 
         case NGX_DECLINED:
             ngx_http_vibe_ask(&w->ask, NGX_HTTP_GET, &row->db,
-                              "/_local/vibe_owner", NULL,
+                              NGX_HTTP_VIBE_OWNER_DOC, NULL,
                               ngx_http_vibe_walk_owner);
             return;
 
