@@ -6,18 +6,22 @@
  * The floors; calls go downwards only:
  *
  *   6  this file
- *   5  data (which hands over to) write, query, expand; status; repair
- *   4  mirror, check, walk, target, pass, poll, lease, database, sequence,
- *      global, caller
+ *   5  data (which hands over to) write, query, expand; status, aggregate;
+ *      repair, views
+ *   4  mirror, check, walk, target, pass, poll, lease, feeds, feed, pointer,
+ *      view, gather, level, rows, withdraw, database, sequence, global, caller
  *   3  lookup, bulk, index, answer, wait, subrequest, ask, follow, couch
- *   2  acl, copy, state, document, find, selector, jwt, jwt_key, revoked
- *   1  json, id, file, zone
+ *   2  acl, copy, state, document, find, registry, selector, jwt, jwt_key,
+ *      revoked, status_feeds
+ *   1  json, id, file, names, zone
  */
 
 
 #include "ngx_http_vibe.h"
+#include "ngx_http_vibe_aggregate.h"
 #include "ngx_http_vibe_answer.h"
 #include "ngx_http_vibe_data.h"
+#include "ngx_http_vibe_feeds.h"
 #include "ngx_http_vibe_file.h"
 #include "ngx_http_vibe_global.h"
 #include "ngx_http_vibe_index.h"
@@ -26,6 +30,7 @@
 #include "ngx_http_vibe_repair.h"
 #include "ngx_http_vibe_selector.h"
 #include "ngx_http_vibe_status.h"
+#include "ngx_http_vibe_views.h"
 
 
 /* bytes of a file of credentials, and of a name in the environment */
@@ -54,6 +59,10 @@ static ngx_int_t ngx_http_vibe_index_add(ngx_conf_t *cf,
     ngx_uint_t n);
 static char *ngx_http_vibe_zone(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
+static char *ngx_http_vibe_registry(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static char *ngx_http_vibe_registry_named(ngx_conf_t *cf,
+    ngx_http_vibe_main_conf_t *vmcf, ngx_str_t *db);
 static char *ngx_http_vibe_jwt_key(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_vibe_revoked_file(ngx_conf_t *cf, ngx_command_t *cmd,
@@ -69,6 +78,11 @@ static char *ngx_http_vibe_data(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_vibe_status(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
+static char *ngx_http_vibe_aggregate(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static char *ngx_http_vibe_tool(ngx_conf_t *cf, ngx_command_t *cmd,
+    ngx_http_handler_pt handler);
+static char *ngx_http_vibe_taken(ngx_conf_t *cf, ngx_http_handler_pt handler);
 
 static void *ngx_http_vibe_create_main_conf(ngx_conf_t *cf);
 static char *ngx_http_vibe_init_main_conf(ngx_conf_t *cf, void *conf);
@@ -79,6 +93,8 @@ static ngx_int_t ngx_http_vibe_add_prefix(ngx_http_vibe_main_conf_t *vmcf,
     ngx_str_t *prefix);
 static ngx_int_t ngx_http_vibe_preconfiguration(ngx_conf_t *cf);
 static ngx_int_t ngx_http_vibe_postconfiguration(ngx_conf_t *cf);
+static ngx_int_t ngx_http_vibe_registry_check(ngx_conf_t *cf,
+    ngx_http_vibe_main_conf_t *vmcf);
 static ngx_int_t ngx_http_vibe_addresses(ngx_conf_t *cf,
     ngx_http_vibe_main_conf_t *vmcf);
 static ngx_int_t ngx_http_vibe_add_addresses(ngx_array_t *to,
@@ -121,6 +137,13 @@ static ngx_conf_post_t  ngx_http_vibe_lease_post = {
 
 static ngx_conf_num_bounds_t  ngx_http_vibe_scan_rate_bounds = {
     ngx_conf_check_num_bounds, 1, 10000
+};
+
+static ngx_conf_enum_t  ngx_http_vibe_global_reads[] = {
+    { ngx_string("live"), NGX_HTTP_VIBE_READS_LIVE },
+    { ngx_string("registered"), NGX_HTTP_VIBE_READS_REGISTERED },
+    { ngx_string("any"), NGX_HTTP_VIBE_READS_ANY },
+    { ngx_null_string, 0 }
 };
 
 
@@ -231,6 +254,13 @@ static ngx_command_t  ngx_http_vibe_commands[] = {
       offsetof(ngx_http_vibe_main_conf_t, scan_rate),
       &ngx_http_vibe_scan_rate_bounds },
 
+    { ngx_string("vibe_registry"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_http_vibe_registry,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      0,
+      NULL },
+
     { ngx_string("vibe_data"),
       NGX_HTTP_LOC_CONF|NGX_CONF_NOARGS,
       ngx_http_vibe_data,
@@ -241,6 +271,13 @@ static ngx_command_t  ngx_http_vibe_commands[] = {
     { ngx_string("vibe_status"),
       NGX_HTTP_LOC_CONF|NGX_CONF_NOARGS,
       ngx_http_vibe_status,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("vibe_aggregate"),
+      NGX_HTTP_LOC_CONF|NGX_CONF_NOARGS,
+      ngx_http_vibe_aggregate,
       NGX_HTTP_LOC_CONF_OFFSET,
       0,
       NULL },
@@ -349,6 +386,13 @@ static ngx_command_t  ngx_http_vibe_commands[] = {
       NGX_HTTP_LOC_CONF_OFFSET,
       offsetof(ngx_http_vibe_loc_conf_t, global_regex),
       NULL },
+
+    { ngx_string("vibe_global_reads"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_conf_set_enum_slot,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_vibe_loc_conf_t, global_reads),
+      &ngx_http_vibe_global_reads },
 
       ngx_null_command
 };
@@ -783,6 +827,66 @@ ngx_http_vibe_index_add(ngx_conf_t *cf, ngx_http_vibe_main_conf_t *vmcf,
 
 
 static char *
+ngx_http_vibe_registry(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_vibe_main_conf_t *vmcf = conf;
+
+    ngx_str_t        *value, db;
+    ngx_file_info_t   fi;
+
+    if (vmcf->registry_file.len || vmcf->registry_db.len) {
+        return "is duplicate";
+    }
+
+    value = cf->args->elts;
+
+    if (ngx_strncmp(value[1].data, "couchdb:", 8) == 0) {
+        db.data = value[1].data + 8;
+        db.len = value[1].len - 8;
+
+        return ngx_http_vibe_registry_named(cf, vmcf, &db);
+    }
+
+    vmcf->registry_file = value[1];
+
+    if (ngx_conf_full_name(cf->cycle, &vmcf->registry_file, 1) != NGX_OK) {
+        return NGX_CONF_ERROR;
+    }
+
+    /* it is read when all prefixes of users' databases are known */
+
+    if (ngx_file_info(vmcf->registry_file.data, &fi) == NGX_FILE_ERROR) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, ngx_errno, "\"%V\" cannot be "
+                           "found", &vmcf->registry_file);
+        return NGX_CONF_ERROR;
+    }
+
+    return NGX_CONF_OK;
+}
+
+
+static char *
+ngx_http_vibe_registry_named(ngx_conf_t *cf, ngx_http_vibe_main_conf_t *vmcf,
+    ngx_str_t *db)
+{
+    ngx_str_t  global = ngx_string(NGX_HTTP_VIBE_GLOBAL);
+
+    if (!ngx_http_vibe_is_db(db)
+        || ngx_http_vibe_same(db, &global)
+        || ngx_http_vibe_is_own(db))
+    {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"%V\" cannot be a database of feeds", db);
+        return NGX_CONF_ERROR;
+    }
+
+    vmcf->registry_db = *db;
+
+    return NGX_CONF_OK;
+}
+
+
+static char *
 ngx_http_vibe_jwt_key(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 {
     ngx_http_vibe_loc_conf_t *vlcf = conf;
@@ -961,17 +1065,15 @@ ngx_http_vibe_data(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 {
     ngx_http_vibe_loc_conf_t *vlcf = conf;
 
+    char                      *taken;
     ngx_http_core_loc_conf_t  *clcf;
 
-    if (vlcf->data) {
-        return "is duplicate";
+    taken = ngx_http_vibe_taken(cf, ngx_http_vibe_data_handler);
+    if (taken != NULL) {
+        return taken;
     }
 
     clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
-
-    if (clcf->handler == ngx_http_vibe_status_handler) {
-        return "cannot be where \"vibe_status\" is";
-    }
 
     /* what follows the location's name is the path that is looked at */
 
@@ -999,6 +1101,22 @@ ngx_http_vibe_data(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 static char *
 ngx_http_vibe_status(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 {
+    return ngx_http_vibe_tool(cf, cmd, ngx_http_vibe_status_handler);
+}
+
+
+static char *
+ngx_http_vibe_aggregate(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    return ngx_http_vibe_tool(cf, cmd, ngx_http_vibe_aggregate_handler);
+}
+
+
+static char *
+ngx_http_vibe_tool(ngx_conf_t *cf, ngx_command_t *cmd,
+    ngx_http_handler_pt handler)
+{
+    char                       *taken;
     ngx_http_core_loc_conf_t   *clcf;
     ngx_http_vibe_main_conf_t  *vmcf;
 
@@ -1006,13 +1124,34 @@ ngx_http_vibe_status(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 
     if (vmcf->zone == NULL) {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "\"vibe_status\" needs \"vibe_zone\" above it");
+                           "\"%V\" needs \"vibe_zone\" above it",
+                           &cmd->name);
         return NGX_CONF_ERROR;
+    }
+
+    taken = ngx_http_vibe_taken(cf, handler);
+    if (taken != NULL) {
+        return taken;
     }
 
     clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
 
-    if (clcf->handler == ngx_http_vibe_status_handler) {
+    clcf->handler = handler;
+
+    return NGX_CONF_OK;
+}
+
+
+/* NULL, or what is wrong: a location has one handler */
+
+static char *
+ngx_http_vibe_taken(ngx_conf_t *cf, ngx_http_handler_pt handler)
+{
+    ngx_http_core_loc_conf_t  *clcf;
+
+    clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
+
+    if (clcf->handler == handler) {
         return "is duplicate";
     }
 
@@ -1020,9 +1159,15 @@ ngx_http_vibe_status(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
         return "cannot be where \"vibe_data\" is";
     }
 
-    clcf->handler = ngx_http_vibe_status_handler;
+    if (clcf->handler == ngx_http_vibe_status_handler) {
+        return "cannot be where \"vibe_status\" is";
+    }
 
-    return NGX_CONF_OK;
+    if (clcf->handler == ngx_http_vibe_aggregate_handler) {
+        return "cannot be where \"vibe_aggregate\" is";
+    }
+
+    return NULL;
 }
 
 
@@ -1044,6 +1189,9 @@ ngx_http_vibe_create_main_conf(ngx_conf_t *cf)
      *     vmcf->couch.authorization = { 0, NULL };
      *     vmcf->couch.trusted = { 0, NULL };
      *     vmcf->zone = NULL;
+     *     vmcf->registry_file = { 0, NULL };
+     *     vmcf->registry_db = { 0, NULL };
+     *     vmcf->registry = NULL;
      *     vmcf->copies = 0;
      */
 
@@ -1137,6 +1285,7 @@ ngx_http_vibe_create_loc_conf(ngx_conf_t *cf)
     vlcf->max_limit = NGX_CONF_UNSET;
     vlcf->own_indexes = NGX_CONF_UNSET;
     vlcf->global_regex = NGX_CONF_UNSET;
+    vlcf->global_reads = NGX_CONF_UNSET_UINT;
 
     return vlcf;
 }
@@ -1184,6 +1333,8 @@ ngx_http_vibe_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     ngx_conf_merge_value(conf->max_limit, prev->max_limit, 1000);
     ngx_conf_merge_value(conf->own_indexes, prev->own_indexes, 8);
     ngx_conf_merge_value(conf->global_regex, prev->global_regex, 0);
+    ngx_conf_merge_uint_value(conf->global_reads, prev->global_reads,
+                              NGX_HTTP_VIBE_READS_LIVE);
 
     clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
 
@@ -1202,6 +1353,16 @@ ngx_http_vibe_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     if (conf->data && vmcf->couch.url.len == 0) {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
                            "\"vibe_data\" needs \"vibe_couchdb\"");
+        return NGX_CONF_ERROR;
+    }
+
+    if (conf->global_reads != NGX_HTTP_VIBE_READS_LIVE
+        && vmcf->registry_file.len == 0
+        && vmcf->registry_db.len == 0)
+    {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"vibe_global_reads\" needs \"vibe_registry\" "
+                           "where it is not \"live\"");
         return NGX_CONF_ERROR;
     }
 
@@ -1277,11 +1438,57 @@ ngx_http_vibe_postconfiguration(ngx_conf_t *cf)
 
     vmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_vibe_module);
 
+    if (ngx_http_vibe_registry_check(cf, vmcf) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
     if (vmcf->upstream == NULL) {
         return NGX_OK;
     }
 
     return ngx_http_vibe_addresses(cf, vmcf);
+}
+
+
+/* what can be told of vibe_registry only when all else was read */
+
+static ngx_int_t
+ngx_http_vibe_registry_check(ngx_conf_t *cf, ngx_http_vibe_main_conf_t *vmcf)
+{
+    ngx_str_t   *prefix;
+    ngx_uint_t   i;
+
+    if (vmcf->registry_file.len == 0 && vmcf->registry_db.len == 0) {
+        return NGX_OK;
+    }
+
+    if (vmcf->upstream == NULL) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"vibe_registry\" needs \"vibe_couchdb\"");
+        return NGX_ERROR;
+    }
+
+    if (vmcf->registry_file.len) {
+        return ngx_http_vibe_feeds_read(cf, vmcf);
+    }
+
+    prefix = vmcf->prefixes.elts;
+
+    for (i = 0; i < vmcf->prefixes.nelts; i++) {
+
+        if (vmcf->registry_db.len >= prefix[i].len
+            && ngx_memcmp(vmcf->registry_db.data, prefix[i].data,
+                          prefix[i].len)
+               == 0)
+        {
+            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                               "\"%V\" of \"vibe_registry\" could be a "
+                               "user's database", &vmcf->registry_db);
+            return NGX_ERROR;
+        }
+    }
+
+    return NGX_OK;
 }
 
 
@@ -1387,15 +1594,24 @@ ngx_http_vibe_init_process(ngx_cycle_t *cycle)
         return NGX_ERROR;
     }
 
-    if (!vmcf->repair) {
-        return NGX_OK;
-    }
-
-    if (ngx_http_vibe_lease_init(vmcf) != NGX_OK) {
+    if (vmcf->repair && ngx_http_vibe_lease_init(vmcf) != NGX_OK) {
         return NGX_ERROR;
     }
 
-    ngx_http_vibe_repair_init(vmcf);
+    if (vmcf->registry_file.len || vmcf->registry_db.len) {
+
+        if (ngx_http_vibe_feeds_init(vmcf) != NGX_OK) {
+            return NGX_ERROR;
+        }
+
+        if (vmcf->repair) {
+            ngx_http_vibe_views_init(vmcf);
+        }
+    }
+
+    if (vmcf->repair) {
+        ngx_http_vibe_repair_init(vmcf);
+    }
 
     return NGX_OK;
 }
@@ -1407,5 +1623,6 @@ ngx_http_vibe_exit_process(ngx_cycle_t *cycle)
     /* whoever works under the lease ceases first */
 
     ngx_http_vibe_lease_exit();
+    ngx_http_vibe_feeds_exit();
     ngx_http_vibe_couch_exit();
 }

@@ -19,6 +19,7 @@
 #include "ngx_http_vibe_copy.h"
 #include "ngx_http_vibe_couch.h"
 #include "ngx_http_vibe_jwt.h"
+#include "ngx_http_vibe_registry.h"
 #include "ngx_http_vibe_revoked.h"
 #include "ngx_http_vibe_subrequest.h"
 #include "ngx_http_vibe_zone.h"
@@ -29,6 +30,13 @@
 
 /* hexadecimal digits of the id that each such database is given */
 #define NGX_HTTP_VIBE_GLOBAL_ID  32
+
+
+/* vibe_global_reads: what a global query is answered from */
+
+#define NGX_HTTP_VIBE_READS_LIVE        0      /* "global" */
+#define NGX_HTTP_VIBE_READS_REGISTERED  1      /* a feed, or not at all */
+#define NGX_HTTP_VIBE_READS_ANY         2      /* a feed if there is one */
 
 
 /* vibe_index <collection>|* <field> ...; */
@@ -56,6 +64,11 @@ typedef struct {
     ngx_msec_t                   sweep;
     ngx_int_t                    scan_rate;    /* databases a second */
     ngx_msec_t                   lease;
+
+    ngx_str_t                    registry_file;  /* either, or neither */
+    ngx_str_t                    registry_db;
+    ngx_http_vibe_registry_t    *registry;     /* of the file, when it was
+                                                  configured; or NULL */
 
     ngx_int_t                    batch_docs;
     size_t                       batch_size;
@@ -88,6 +101,7 @@ typedef struct {
     ngx_int_t                    max_limit;
     ngx_int_t                    own_indexes;
     ngx_flag_t                   global_regex;
+    ngx_uint_t                   global_reads;
 } ngx_http_vibe_loc_conf_t;
 
 

@@ -12,7 +12,7 @@ typedef struct {
 static ngx_int_t ngx_http_vibe_answer_begin(ngx_http_request_t *r,
     ngx_uint_t status);
 static ngx_int_t ngx_http_vibe_answer_error(ngx_http_request_t *r,
-    ngx_uint_t status, ngx_str_t *reason, ngx_http_vibe_json_out_t *out);
+    ngx_str_t *name, ngx_str_t *reason, ngx_http_vibe_json_out_t *out);
 static ngx_int_t ngx_http_vibe_retry_after(ngx_http_request_t *r,
     ngx_uint_t status);
 static ngx_http_vibe_error_t *ngx_http_vibe_find_error(ngx_uint_t status);
@@ -176,6 +176,18 @@ ngx_int_t
 ngx_http_vibe_error(ngx_http_request_t *r, ngx_uint_t status,
     ngx_str_t *reason)
 {
+    ngx_str_t  name;
+
+    ngx_http_vibe_error_name(status, &name);
+
+    return ngx_http_vibe_error_named(r, status, &name, reason);
+}
+
+
+ngx_int_t
+ngx_http_vibe_error_named(ngx_http_request_t *r, ngx_uint_t status,
+    ngx_str_t *name, ngx_str_t *reason)
+{
     ngx_http_vibe_json_out_t  out;
 
     static ngx_str_t  bearer = ngx_string("Bearer");
@@ -183,7 +195,7 @@ ngx_http_vibe_error(ngx_http_request_t *r, ngx_uint_t status,
     ngx_log_error(NGX_LOG_INFO, r->connection->log, 0,
                   "vibe answers %ui: %V", status, reason);
 
-    if (ngx_http_vibe_answer_error(r, status, reason, &out) != NGX_OK
+    if (ngx_http_vibe_answer_error(r, name, reason, &out) != NGX_OK
         || ngx_http_vibe_retry_after(r, status) != NGX_OK)
     {
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
@@ -217,17 +229,13 @@ ngx_http_vibe_not_allowed(ngx_http_request_t *r, const char *methods)
 
 
 static ngx_int_t
-ngx_http_vibe_answer_error(ngx_http_request_t *r, ngx_uint_t status,
+ngx_http_vibe_answer_error(ngx_http_request_t *r, ngx_str_t *name,
     ngx_str_t *reason, ngx_http_vibe_json_out_t *out)
 {
-    ngx_str_t  name;
-
-    ngx_http_vibe_error_name(status, &name);
-
     ngx_http_vibe_json_out_init(out, r->pool);
 
     ngx_http_vibe_json_put_text(out, "{\"error\":");
-    ngx_http_vibe_json_put_string(out, &name);
+    ngx_http_vibe_json_put_string(out, name);
     ngx_http_vibe_json_put_text(out, ",\"reason\":");
     ngx_http_vibe_json_put_string(out, reason);
     ngx_http_vibe_json_put_text(out, "}\n");
@@ -463,7 +471,7 @@ ngx_http_vibe_answer_header(ngx_http_request_t *r, ngx_http_vibe_ctx_t *ctx)
 
     static ngx_str_t  vary = ngx_string("Origin");
     static ngx_str_t  yes = ngx_string("true");
-    static ngx_str_t  expose = ngx_string("ETag, Retry-After");
+    static ngx_str_t  expose = ngx_string("Age, ETag, Retry-After");
 
     if (ngx_http_vibe_add_header(r, "Vary", &vary) != NGX_OK) {
         return NGX_ERROR;
@@ -491,9 +499,7 @@ ngx_http_vibe_answer_header(ngx_http_request_t *r, ngx_http_vibe_ctx_t *ctx)
 
     e = ngx_http_vibe_find_error(r->headers_out.status);
 
-    if (ngx_http_vibe_answer_error(r, r->headers_out.status, &e->reason, &out)
-        != NGX_OK)
-    {
+    if (ngx_http_vibe_answer_error(r, &e->name, &e->reason, &out) != NGX_OK) {
         return NGX_ERROR;
     }
 
@@ -519,9 +525,7 @@ ngx_http_vibe_answer_page(ngx_http_request_t *r, ngx_chain_t **page)
 
     e = ngx_http_vibe_find_error(r->headers_out.status);
 
-    if (ngx_http_vibe_answer_error(r, r->headers_out.status, &e->reason, &out)
-        != NGX_OK)
-    {
+    if (ngx_http_vibe_answer_error(r, &e->name, &e->reason, &out) != NGX_OK) {
         return NGX_ERROR;
     }
 

@@ -31,6 +31,10 @@ ngx_int_t ngx_http_vibe_error(ngx_http_request_t *r, ngx_uint_t status,
 ngx_int_t ngx_http_vibe_error_text(ngx_http_request_t *r, ngx_uint_t status,
     const char *reason);
 
+/* the same, with a name of its own where the status does not say enough */
+ngx_int_t ngx_http_vibe_error_named(ngx_http_request_t *r, ngx_uint_t status,
+    ngx_str_t *name, ngx_str_t *reason);
+
 /* 405 with "Allow", a list of methods.  As above */
 ngx_int_t ngx_http_vibe_not_allowed(ngx_http_request_t *r,
     const char *methods);

@@ -263,7 +263,10 @@ ngx_http_vibe_data_start(ngx_http_request_t *r, ngx_http_vibe_ctx_t *ctx,
         return ngx_http_vibe_write(r, ctx);
     }
 
-    if (ctx->caller.did.len == 0) {
+    if (ctx->caller.did.len == 0 || route->handler == ngx_http_vibe_query) {
+
+        /* a query asks for itself: one that is refused asks nothing */
+
         return route->handler(r, ctx);
     }
 

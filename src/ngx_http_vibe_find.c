@@ -54,7 +54,7 @@ static void ngx_http_vibe_find_put_order(ngx_http_vibe_json_out_t *out,
 static void ngx_http_vibe_find_put_conditions(ngx_http_vibe_json_out_t *out,
     ngx_array_t *fields);
 static void ngx_http_vibe_find_put_fields(ngx_http_vibe_json_out_t *out,
-    ngx_http_vibe_find_t *find, ngx_uint_t global);
+    ngx_http_vibe_find_t *find);
 
 
 static ngx_http_vibe_find_member_t  ngx_http_vibe_find_known[] = {
@@ -140,6 +140,13 @@ ngx_http_vibe_find_member(ngx_str_t *name)
 }
 
 
+ngx_uint_t
+ngx_http_vibe_find_is_condition(ngx_http_vibe_json_t *member)
+{
+    return ngx_http_vibe_find_member(&member->name) == NULL;
+}
+
+
 static ngx_int_t
 ngx_http_vibe_find_members(ngx_http_vibe_find_ctx_t *ctx)
 {
@@ -187,7 +194,7 @@ ngx_http_vibe_find_conditions(ngx_http_vibe_find_ctx_t *ctx)
 
     for (node = ctx->find->body->child; node; node = node->next) {
 
-        if (ngx_http_vibe_find_member(&node->name) != NULL) {
+        if (!ngx_http_vibe_find_is_condition(node)) {
             continue;
         }
 
@@ -431,7 +438,7 @@ ngx_http_vibe_find_put(ngx_http_vibe_json_out_t *out,
 
     for (node = find->body->child; node; node = node->next) {
 
-        if (ngx_http_vibe_find_member(&node->name) != NULL) {
+        if (!ngx_http_vibe_find_is_condition(node)) {
             continue;
         }
 
@@ -474,7 +481,7 @@ ngx_http_vibe_find_put(ngx_http_vibe_json_out_t *out,
     }
 
     if (find->fields != NULL && find->fields->nelts) {
-        ngx_http_vibe_find_put_fields(out, find, did != NULL);
+        ngx_http_vibe_find_put_fields(out, find);
     }
 
     ngx_http_vibe_json_put_text(out, "}");
@@ -485,7 +492,7 @@ ngx_http_vibe_find_put(ngx_http_vibe_json_out_t *out,
 
 static void
 ngx_http_vibe_find_put_fields(ngx_http_vibe_json_out_t *out,
-    ngx_http_vibe_find_t *find, ngx_uint_t global)
+    ngx_http_vibe_find_t *find)
 {
     ngx_str_t   *field;
     ngx_uint_t   i;
@@ -502,7 +509,7 @@ ngx_http_vibe_find_put_fields(ngx_http_vibe_json_out_t *out,
 
         ngx_http_vibe_json_put_string(out, &field[i]);
 
-        if (global
+        if (find->global
             && field[i].len == sizeof("_rev") - 1
             && ngx_strncmp(field[i].data, "_rev", sizeof("_rev") - 1) == 0)
         {

@@ -50,10 +50,26 @@ typedef struct {
 ngx_int_t ngx_http_vibe_find_parse(ngx_pool_t *pool, ngx_str_t *text,
     ngx_uint_t regex, ngx_http_vibe_find_t *find, ngx_str_t *reason);
 
+/* 1 if this member of a query is a field condition */
+ngx_uint_t ngx_http_vibe_find_is_condition(ngx_http_vibe_json_t *member);
+
+/*
+ * Whether documents that were cut down to "fields" and "sort", arrays of
+ * ngx_str_t, can answer the query as whole ones would: each field that it
+ * names is "collection", one of them, or lies below one of them.  Without
+ * "fields" they are whole.
+ *
+ * NGX_OK; NGX_DECLINED with "reason", which names the field, for the client;
+ * NGX_ERROR: no memory.
+ */
+ngx_int_t ngx_http_vibe_find_held(ngx_pool_t *pool,
+    ngx_http_vibe_find_t *find, ngx_array_t *fields, ngx_array_t *sort,
+    ngx_str_t *reason);
+
 /*
  * Writes the body of _find.  "did" is the reader's for "global", with the
- * read selector in front; NULL: the caller's own database.  "index" is the
- * name to use, or empty.
+ * read selector in front; NULL: a database that holds nothing else than the
+ * caller may read.  "index" is the name to use, or empty.
  */
 void ngx_http_vibe_find_put(ngx_http_vibe_json_out_t *out,
     ngx_http_vibe_find_t *find, ngx_str_t *collection, ngx_str_t *did,

@@ -14,7 +14,6 @@ static ngx_int_t ngx_http_vibe_index_info(ngx_http_request_t *r,
     ngx_http_vibe_call_t *call);
 static ngx_uint_t ngx_http_vibe_index_behind(ngx_http_vibe_json_t *root);
 static ngx_int_t ngx_http_vibe_index_building(ngx_http_request_t *r);
-static ngx_uint_t ngx_http_vibe_index_same(ngx_array_t *a, ngx_array_t *b);
 
 
 ngx_http_vibe_index_t *
@@ -42,29 +41,6 @@ ngx_http_vibe_global_index(ngx_http_request_t *r, ngx_str_t *collection,
     }
 
     return NULL;
-}
-
-
-static ngx_uint_t
-ngx_http_vibe_index_same(ngx_array_t *a, ngx_array_t *b)
-{
-    ngx_str_t   *fa, *fb;
-    ngx_uint_t   i;
-
-    if (a->nelts != b->nelts) {
-        return 0;
-    }
-
-    fa = a->elts;
-    fb = b->elts;
-
-    for (i = 0; i < a->nelts; i++) {
-        if (!ngx_http_vibe_same(&fa[i], &fb[i])) {
-            return 0;
-        }
-    }
-
-    return 1;
 }
 
 

@@ -59,6 +59,29 @@ ngx_http_vibe_index_name(ngx_pool_t *pool, ngx_array_t *fields,
 }
 
 
+ngx_uint_t
+ngx_http_vibe_index_same(ngx_array_t *a, ngx_array_t *b)
+{
+    ngx_str_t   *fa, *fb;
+    ngx_uint_t   i;
+
+    if (a->nelts != b->nelts) {
+        return 0;
+    }
+
+    fa = a->elts;
+    fb = b->elts;
+
+    for (i = 0; i < a->nelts; i++) {
+        if (!ngx_http_vibe_same(&fa[i], &fb[i])) {
+            return 0;
+        }
+    }
+
+    return 1;
+}
+
+
 ngx_int_t
 ngx_http_vibe_index_create(ngx_http_request_t *r, ngx_str_t *db,
     ngx_str_t *name, ngx_array_t *fields, ngx_http_vibe_next_pt next,

@@ -28,6 +28,9 @@
 ngx_int_t ngx_http_vibe_index_name(ngx_pool_t *pool, ngx_array_t *fields,
     ngx_str_t *name);
 
+/* 1 if two arrays name the same fields in the same order */
+ngx_uint_t ngx_http_vibe_index_same(ngx_array_t *a, ngx_array_t *b);
+
 /* writes what makes the index, the body of a POST to /db/_index */
 void ngx_http_vibe_index_put(ngx_http_vibe_json_out_t *out, ngx_str_t *name,
     ngx_array_t *fields);

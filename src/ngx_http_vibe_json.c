@@ -36,9 +36,11 @@ typedef struct {
 } ngx_http_vibe_json_scan_t;
 
 
-static const char *ngx_http_vibe_json_check_text(ngx_str_t *text);
+static const char *ngx_http_vibe_json_check_text(ngx_str_t *text,
+    u_char **at);
 static u_char *ngx_http_vibe_json_check_utf8(u_char *p, u_char *end);
 static u_char *ngx_http_vibe_json_check_escape(u_char *p, u_char *end);
+static u_char *ngx_http_vibe_json_refused(ngx_http_vibe_json_scan_t *scan);
 static ngx_int_t ngx_http_vibe_json_node(ngx_http_vibe_json_scan_t *scan,
     ngx_http_vibe_json_type_e type, ngx_http_vibe_json_t **node);
 static ngx_int_t ngx_http_vibe_json_decoded(ngx_http_vibe_json_scan_t *scan,
@@ -86,11 +88,22 @@ ngx_int_t
 ngx_http_vibe_json_scan(ngx_pool_t *pool, ngx_str_t *text, ngx_uint_t depth,
     ngx_http_vibe_json_t **root, const char **reason)
 {
+    u_char  *at;
+
+    return ngx_http_vibe_json_scan_at(pool, text, depth, root, reason, &at);
+}
+
+
+ngx_int_t
+ngx_http_vibe_json_scan_at(ngx_pool_t *pool, ngx_str_t *text,
+    ngx_uint_t depth, ngx_http_vibe_json_t **root, const char **reason,
+    u_char **at)
+{
     u_char                     *p;
     yajl_status                 status;
     ngx_http_vibe_json_scan_t   scan;
 
-    *reason = ngx_http_vibe_json_check_text(text);
+    *reason = ngx_http_vibe_json_check_text(text, at);
 
     if (*reason != NULL) {
         return NGX_DECLINED;
@@ -126,6 +139,7 @@ ngx_http_vibe_json_scan(ngx_pool_t *pool, ngx_str_t *text, ngx_uint_t depth,
 
     if (status != yajl_status_ok || scan.root == NULL) {
         *reason = scan.reason ? scan.reason : "invalid JSON";
+        *at = ngx_http_vibe_json_refused(&scan);
         return NGX_DECLINED;
     }
 
@@ -134,6 +148,7 @@ ngx_http_vibe_json_scan(ngx_pool_t *pool, ngx_str_t *text, ngx_uint_t depth,
     for (p = scan.last; p < text->data + text->len; p++) {
         if (*p != ' ' && *p != '\t' && *p != CR && *p != LF) {
             *reason = "invalid JSON";
+            *at = p;
             return NGX_DECLINED;
         }
     }
@@ -150,7 +165,7 @@ ngx_http_vibe_json_scan(ngx_pool_t *pool, ngx_str_t *text, ngx_uint_t depth,
  */
 
 static const char *
-ngx_http_vibe_json_check_text(ngx_str_t *text)
+ngx_http_vibe_json_check_text(ngx_str_t *text, u_char **at)
 {
     u_char  *p, *end;
 
@@ -158,6 +173,8 @@ ngx_http_vibe_json_check_text(ngx_str_t *text)
     end = text->data + text->len;
 
     while (p < end) {
+
+        *at = p;
 
         if (*p >= 0x80) {
             p = ngx_http_vibe_json_check_utf8(p, end);
@@ -187,6 +204,32 @@ ngx_http_vibe_json_check_text(ngx_str_t *text)
     }
 
     return NULL;
+}
+
+
+/* the token that was not expected, or where the text ended too soon */
+
+static u_char *
+ngx_http_vibe_json_refused(ngx_http_vibe_json_scan_t *scan)
+{
+    u_char      *p, *end;
+    ngx_uint_t   separators;
+
+    end = scan->text->data + scan->text->len;
+    separators = 0;
+
+    for (p = scan->last; p < end; p++) {
+
+        if (*p == ' ' || *p == '\t' || *p == CR || *p == LF) {
+            continue;
+        }
+
+        if ((*p != ',' && *p != ':') || separators++) {
+            return p;
+        }
+    }
+
+    return scan->last;
 }
 
 

@@ -89,6 +89,14 @@ struct ngx_http_vibe_json_s {
 ngx_int_t ngx_http_vibe_json_scan(ngx_pool_t *pool, ngx_str_t *text,
     ngx_uint_t depth, ngx_http_vibe_json_t **root, const char **reason);
 
+/*
+ * The same for a text that people write: "at" is set to where in the text it
+ * is refused, which may be its end.
+ */
+ngx_int_t ngx_http_vibe_json_scan_at(ngx_pool_t *pool, ngx_str_t *text,
+    ngx_uint_t depth, ngx_http_vibe_json_t **root, const char **reason,
+    u_char **at);
+
 /* the "reason" where a text has too many values */
 extern const char  ngx_http_vibe_json_too_many[];
 

@@ -2,31 +2,18 @@
 #include "ngx_http_vibe_query.h"
 #include "ngx_http_vibe_answer.h"
 #include "ngx_http_vibe_database.h"
-#include "ngx_http_vibe_expand.h"
-#include "ngx_http_vibe_find.h"
 #include "ngx_http_vibe_global.h"
+#include "ngx_http_vibe_query_feed.h"
 
 #include <ngx_sha1.h>
 
 
-typedef struct {
-    ngx_http_vibe_ctx_t       *ctx;
-    ngx_http_vibe_find_t       find;
-    ngx_str_t                 *db;
-    ngx_str_t                  seq;
-    ngx_str_t                  index_name;
-    ngx_http_vibe_index_t     *index;        /* of "global" */
-    ngx_http_vibe_json_t      *docs;
-    ngx_str_t                  bookmark;     /* JSON */
-    ngx_http_vibe_expand_t    *expand;
-    ngx_uint_t                 tries;
-    unsigned                   indexed:1;    /* made an index, once */
-    unsigned                   etag:1;
-} ngx_http_vibe_query_t;
-
-
 static ngx_int_t ngx_http_vibe_query_text(ngx_http_request_t *r,
     ngx_http_vibe_query_t *q, ngx_str_t *text);
+static ngx_int_t ngx_http_vibe_query_begin(ngx_http_request_t *r,
+    ngx_http_vibe_query_t *q);
+static ngx_int_t ngx_http_vibe_query_owned(ngx_http_request_t *r, void *data,
+    ngx_http_vibe_owner_e owner);
 static ngx_int_t ngx_http_vibe_query_sequence(ngx_http_request_t *r,
     void *data, ngx_str_t *seq);
 static ngx_int_t ngx_http_vibe_query_global(ngx_http_request_t *r,
@@ -35,8 +22,6 @@ static ngx_int_t ngx_http_vibe_query_no_sort(ngx_http_request_t *r,
     ngx_str_t *collection);
 static ngx_int_t ngx_http_vibe_query_find(ngx_http_request_t *r, void *data,
     ngx_http_vibe_call_t *failed);
-static ngx_int_t ngx_http_vibe_query_found(ngx_http_request_t *r,
-    ngx_http_vibe_call_t *call);
 static ngx_int_t ngx_http_vibe_query_refused(ngx_http_request_t *r,
     ngx_http_vibe_query_t *q, ngx_http_vibe_call_t *call);
 static ngx_int_t ngx_http_vibe_query_read(ngx_http_request_t *r,
@@ -50,8 +35,6 @@ static ngx_uint_t ngx_http_vibe_query_count_indexes(
     ngx_http_vibe_json_t *root);
 static ngx_int_t ngx_http_vibe_query_indexed(ngx_http_request_t *r,
     void *data, ngx_http_vibe_call_t *failed);
-static ngx_int_t ngx_http_vibe_query_expand(ngx_http_request_t *r,
-    ngx_http_vibe_query_t *q);
 static ngx_http_vibe_json_t *ngx_http_vibe_query_expands(
     ngx_http_vibe_query_t *q, ngx_http_vibe_json_t *member);
 static ngx_int_t ngx_http_vibe_query_answer(ngx_http_request_t *r,
@@ -108,19 +91,7 @@ ngx_http_vibe_query(ngx_http_request_t *r, ngx_http_vibe_ctx_t *ctx)
 
     q->find.limit = ngx_min(q->find.limit, (ngx_uint_t) vlcf->max_limit);
 
-    if (q->find.global) {
-        q->db = &ngx_http_vibe_global;
-        return ngx_http_vibe_global_ready(r, ngx_http_vibe_query_global, q);
-    }
-
-    if (ctx->caller.did.len == 0) {
-        return ngx_http_vibe_error_text(r, NGX_HTTP_UNAUTHORIZED,
-                             "A token is needed for documents of your own.");
-    }
-
-    q->db = &ctx->caller.db;
-
-    return ngx_http_vibe_query_find(r, q, NULL);
+    return ngx_http_vibe_query_begin(r, q);
 }
 
 
@@ -146,6 +117,76 @@ ngx_http_vibe_query_text(ngx_http_request_t *r, ngx_http_vibe_query_t *q,
     }
 
     return NGX_OK;
+}
+
+
+/* what is refused for what it asks costs CouchDB nothing */
+
+static ngx_int_t
+ngx_http_vibe_query_begin(ngx_http_request_t *r, ngx_http_vibe_query_t *q)
+{
+    ngx_int_t  rc;
+
+    static ngx_str_t  name = ngx_string("not_registered");
+    static ngx_str_t  reason =
+                             ngx_string("There is no feed of this collection.");
+
+    if (q->find.global) {
+
+        rc = ngx_http_vibe_query_registered(r, q);
+
+        if (rc == NGX_DECLINED) {
+            return ngx_http_vibe_error_named(r, NGX_HTTP_FORBIDDEN, &name,
+                                             &reason);
+        }
+
+        if (rc != NGX_OK) {
+            return NGX_ERROR;
+        }
+    }
+
+    if (q->ctx->caller.did.len) {
+        return ngx_http_vibe_database_owner(r, &q->ctx->caller,
+                                            ngx_http_vibe_query_owned, q);
+    }
+
+    if (!q->find.global) {
+        return ngx_http_vibe_error_text(r, NGX_HTTP_UNAUTHORIZED,
+                             "A token is needed for documents of your own.");
+    }
+
+    return ngx_http_vibe_query_owned(r, q, NGX_HTTP_VIBE_MISSING);
+}
+
+
+/* who reads need not have a database yet */
+
+static ngx_int_t
+ngx_http_vibe_query_owned(ngx_http_request_t *r, void *data,
+    ngx_http_vibe_owner_e owner)
+{
+    ngx_http_vibe_query_t *q = data;
+
+    if (!q->find.global) {
+        q->db = &q->ctx->caller.db;
+        return ngx_http_vibe_query_find(r, q, NULL);
+    }
+
+    if (q->feed != NULL) {
+        return ngx_http_vibe_query_feed(r, q);
+    }
+
+    return ngx_http_vibe_query_live(r, q);
+}
+
+
+ngx_int_t
+ngx_http_vibe_query_live(ngx_http_request_t *r, ngx_http_vibe_query_t *q)
+{
+    q->feed = NULL;
+    q->db = &ngx_http_vibe_global;
+
+    return ngx_http_vibe_global_ready(r, ngx_http_vibe_query_global, q);
 }
 
 
@@ -182,8 +223,8 @@ ngx_http_vibe_query_global(ngx_http_request_t *r, void *data,
 static ngx_int_t
 ngx_http_vibe_query_no_sort(ngx_http_request_t *r, ngx_str_t *collection)
 {
-    ngx_str_t                   reason, *field;
-    ngx_uint_t                  i, k;
+    ngx_str_t                   reason;
+    ngx_uint_t                  i;
     ngx_http_vibe_index_t      *index;
     ngx_http_vibe_json_out_t    out;
     ngx_http_vibe_main_conf_t  *vmcf;
@@ -206,14 +247,7 @@ ngx_http_vibe_query_no_sort(ngx_http_request_t *r, ngx_str_t *collection)
             continue;
         }
 
-        field = index[i].fields.elts;
-
-        for (k = 0; k < index[i].fields.nelts; k++) {
-            ngx_http_vibe_json_put_text(&out, " ");
-            ngx_http_vibe_json_put_str(&out, &field[k]);
-        }
-
-        ngx_http_vibe_json_put_text(&out, ";");
+        ngx_http_vibe_query_put_sort(&out, &index[i].fields);
     }
 
     if (ngx_http_vibe_json_out_str(&out, &reason) != NGX_OK) {
@@ -221,6 +255,24 @@ ngx_http_vibe_query_no_sort(ngx_http_request_t *r, ngx_str_t *collection)
     }
 
     return ngx_http_vibe_error(r, NGX_HTTP_BAD_REQUEST, &reason);
+}
+
+
+void
+ngx_http_vibe_query_put_sort(ngx_http_vibe_json_out_t *out,
+    ngx_array_t *fields)
+{
+    ngx_str_t   *field;
+    ngx_uint_t   i;
+
+    field = fields->elts;
+
+    for (i = 0; i < fields->nelts; i++) {
+        ngx_http_vibe_json_put_text(out, " ");
+        ngx_http_vibe_json_put_str(out, &field[i]);
+    }
+
+    ngx_http_vibe_json_put_text(out, ";");
 }
 
 
@@ -262,7 +314,7 @@ ngx_http_vibe_query_sequence(ngx_http_request_t *r, void *data,
 }
 
 
-static ngx_int_t
+ngx_int_t
 ngx_http_vibe_query_found(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
 {
     ngx_http_vibe_query_t *q = call->data;
@@ -271,6 +323,10 @@ ngx_http_vibe_query_found(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
     ngx_http_vibe_main_conf_t  *vmcf;
 
     if (ngx_http_vibe_no_database(call)) {
+
+        if (q->feed != NULL) {
+            return ngx_http_vibe_query_feed_lost(r, q);
+        }
 
         if (q->find.global) {
             vmcf = ngx_http_get_module_main_conf(r, ngx_http_vibe_module);
@@ -307,6 +363,10 @@ ngx_http_vibe_query_found(ngx_http_request_t *r, ngx_http_vibe_call_t *call)
 
         q->find.limit /= 2;
 
+        if (q->feed != NULL) {
+            return ngx_http_vibe_query_feed_find(r, q);
+        }
+
         return ngx_http_vibe_query_sequence(r, q, &q->seq);
     }
 
@@ -332,6 +392,10 @@ ngx_http_vibe_query_refused(ngx_http_request_t *r, ngx_http_vibe_query_t *q,
 
         if (!q->find.global) {
             return ngx_http_vibe_query_index(r, q);
+        }
+
+        if (q->feed != NULL) {
+            return ngx_http_vibe_query_feed_lost(r, q);
         }
 
         /* deleted, or so new that not all of CouchDB knows of it */
@@ -399,6 +463,10 @@ ngx_http_vibe_query_read(ngx_http_request_t *r, ngx_http_vibe_query_t *q,
 
     if (!q->find.global && !q->indexed && ngx_http_vibe_query_scanned(root)) {
         return ngx_http_vibe_query_index(r, q);
+    }
+
+    if (q->feed != NULL) {
+        return ngx_http_vibe_query_feed_verify(r, q);
     }
 
     return ngx_http_vibe_query_expand(r, q);
@@ -536,7 +604,7 @@ ngx_http_vibe_query_indexed(ngx_http_request_t *r, void *data,
 }
 
 
-static ngx_int_t
+ngx_int_t
 ngx_http_vibe_query_expand(ngx_http_request_t *r, ngx_http_vibe_query_t *q)
 {
     ngx_uint_t             n;
@@ -647,6 +715,10 @@ ngx_http_vibe_query_answer(ngx_http_request_t *r, void *data,
         ngx_http_vibe_json_put_text(&out, "\"nil\"");
     }
 
+    if (q->feed != NULL && ngx_http_vibe_query_feed_age(r, q) != NGX_OK) {
+        return NGX_ERROR;
+    }
+
     if (q->etag) {
         rc = ngx_http_vibe_query_etag(r, &out);
 
@@ -659,6 +731,11 @@ ngx_http_vibe_query_answer(ngx_http_request_t *r, void *data,
 
     ngx_http_vibe_json_put_text(&out, ",\"last_seq\":");
     ngx_http_vibe_json_put_string(&out, &q->seq);
+
+    if (q->feed != NULL) {
+        ngx_http_vibe_query_feed_put_as_of(&out, q);
+    }
+
     ngx_http_vibe_json_put_text(&out, "}\n");
 
     return ngx_http_vibe_answer(r, NGX_HTTP_OK, &out);
@@ -704,8 +781,9 @@ ngx_http_vibe_query_put_doc(ngx_http_vibe_query_t *q,
 
 
 /*
- * A weak validator (RFC 9110, 8.8.3) of what is answered but for "last_seq",
- * which moves with each write anywhere.  NGX_DECLINED: the client has it.
+ * A weak validator (RFC 9110, 8.8.3) of what is answered but for "last_seq"
+ * and "as_of", which move where nothing else does.  NGX_DECLINED: the client
+ * has it.
  */
 
 static ngx_int_t

@@ -1,7 +1,7 @@
 
 /*
  * POST and GET /data/<collection>/query: documents of the caller's own
- * database, or of "global".
+ * database, of "global", or of a registered feed (see query_feed).
  *
  *   parse -> last_seq -> index -> _find -> expand -> answer
  *

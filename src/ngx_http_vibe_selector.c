@@ -177,6 +177,8 @@ ngx_http_vibe_selector_object(ngx_http_vibe_selector_ctx_t *ctx,
 
     for (member = object->child; member; member = member->next) {
 
+        ctx->s->at = member->start;
+
         rc = ngx_http_vibe_selector_member(ctx, member);
         if (rc != NGX_OK) {
             return rc;
@@ -274,6 +276,7 @@ ngx_http_vibe_selector_enter(ngx_http_vibe_selector_ctx_t *ctx,
     for (member = node->child; member; member = member->next) {
 
         if (ngx_http_vibe_selector_repeated(member)) {
+            ctx->s->at = member->start;
             return ngx_http_vibe_selector_quote(ctx->s, ctx->pool,
                                                 "repeated name: ",
                                                 &member->name);
@@ -693,6 +696,8 @@ ngx_http_vibe_selector_sort(ngx_http_vibe_selector_t *s, ngx_pool_t *pool,
 
     for (node = sort->child; node; node = node->next) {
 
+        s->at = node->start;
+
         name = ngx_array_push(*names);
         if (name == NULL) {
             return NGX_ERROR;
@@ -775,6 +780,8 @@ ngx_http_vibe_selector_fields(ngx_http_vibe_selector_t *s, ngx_pool_t *pool,
 
     for (node = fields->child; node; node = node->next) {
 
+        s->at = node->start;
+
         if (node->type != NGX_HTTP_VIBE_JSON_STRING) {
             return ngx_http_vibe_selector_refuse(s,
                                              "fields must be names of fields");
@@ -807,24 +814,36 @@ ngx_http_vibe_selector_refuse(ngx_http_vibe_selector_t *s, const char *text)
 }
 
 
-/* the reason, and what of the client's name can be shown */
-
 static ngx_int_t
 ngx_http_vibe_selector_quote(ngx_http_vibe_selector_t *s, ngx_pool_t *pool,
     const char *text, ngx_str_t *name)
+{
+    if (ngx_http_vibe_selector_reason(pool, text, name, &s->reason)
+        != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
+    return NGX_DECLINED;
+}
+
+
+ngx_int_t
+ngx_http_vibe_selector_reason(ngx_pool_t *pool, const char *text,
+    ngx_str_t *name, ngx_str_t *reason)
 {
     u_char  *p;
     size_t   i, len;
 
     len = ngx_strlen(text);
 
-    s->reason.data = ngx_pnalloc(pool, len + NGX_HTTP_VIBE_SELECTOR_QUOTE
-                                       + sizeof("...") - 1);
-    if (s->reason.data == NULL) {
+    reason->data = ngx_pnalloc(pool, len + NGX_HTTP_VIBE_SELECTOR_QUOTE
+                                     + sizeof("...") - 1);
+    if (reason->data == NULL) {
         return NGX_ERROR;
     }
 
-    p = ngx_cpymem(s->reason.data, text, len);
+    p = ngx_cpymem(reason->data, text, len);
 
     for (i = 0; i < name->len; i++) {
 
@@ -837,7 +856,7 @@ ngx_http_vibe_selector_quote(ngx_http_vibe_selector_t *s, ngx_pool_t *pool,
                ? name->data[i] : '?';
     }
 
-    s->reason.len = p - s->reason.data;
+    reason->len = p - reason->data;
 
-    return NGX_DECLINED;
+    return NGX_OK;
 }

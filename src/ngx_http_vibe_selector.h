@@ -36,6 +36,8 @@ typedef struct {
     unsigned      regex:1;        /* in: $regex is allowed */
     unsigned      global:1;       /* in: of copies, whose _rev is not shown */
     ngx_str_t     reason;         /* out: for the client */
+    u_char       *at;             /* out: where in the text it was refused,
+                                     unless it was for the whole value */
 } ngx_http_vibe_selector_t;
 
 
@@ -84,6 +86,13 @@ ngx_int_t ngx_http_vibe_selector_sort(ngx_http_vibe_selector_t *s,
  */
 ngx_int_t ngx_http_vibe_selector_fields(ngx_http_vibe_selector_t *s,
     ngx_pool_t *pool, ngx_http_vibe_json_t *fields, ngx_array_t **names);
+
+/*
+ * The reason for a client that a text and what can be shown of a name of the
+ * client's make.  From the pool; NGX_OK or NGX_ERROR.
+ */
+ngx_int_t ngx_http_vibe_selector_reason(ngx_pool_t *pool, const char *text,
+    ngx_str_t *name, ngx_str_t *reason);
 
 
 #endif /* _NGX_HTTP_VIBE_SELECTOR_H_INCLUDED_ */

@@ -1,6 +1,7 @@
 
 #include "ngx_http_vibe_status.h"
 #include "ngx_http_vibe_answer.h"
+#include "ngx_http_vibe_status_feeds.h"
 #include "ngx_http_vibe_zone.h"
 
 
@@ -370,6 +371,8 @@ ngx_http_vibe_status_json(ngx_http_vibe_zone_t *zone,
         ngx_http_vibe_json_put_text(out, "}");
     }
 
+    ngx_http_vibe_json_put_text(out, ",");
+    ngx_http_vibe_status_feeds_json(zone, out);
     ngx_http_vibe_json_put_text(out, "}\n");
 }
 
@@ -472,6 +475,8 @@ ngx_http_vibe_status_prometheus(ngx_http_vibe_zone_t *zone,
                               ngx_http_vibe_status_value(zone, &leader, s));
         ngx_http_vibe_json_put_text(out, "\n");
     }
+
+    ngx_http_vibe_status_feeds_prometheus(zone, out);
 }
 
 

@@ -26,20 +26,6 @@ static void ngx_http_vibe_zone_put(ngx_http_vibe_known_t *entry,
     ngx_http_vibe_known_t *known);
 
 
-/* 1 if there is no vibe_zone, or its memory is not there yet */
-#define ngx_http_vibe_zone_is_none(zone)                                      \
-    ((zone) == NULL || (zone)->shared == NULL)
-
-/*
- * Short: others spin for it.  What a worker held that died is opened by
- * nginx's master.
- */
-#define ngx_http_vibe_zone_lock(zone)                                         \
-    ngx_shmtx_lock(&(zone)->shpool->mutex)
-
-#define ngx_http_vibe_zone_unlock(zone)                                       \
-    ngx_shmtx_unlock(&(zone)->shpool->mutex)
-
 /* 1 if a process with this id is there, also one that is not ours */
 #define ngx_http_vibe_zone_is_alive(pid)                                      \
     (kill((pid_t) (pid), 0) == 0 || ngx_errno != NGX_ESRCH)

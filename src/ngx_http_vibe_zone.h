@@ -1,7 +1,8 @@
 
 /*
  * What the workers of one nginx share, vibe_zone: counters, who does the
- * background work, and what of "global" is known to be right.
+ * background work, how the feeds are, and what of "global" is known to be
+ * right.
  *
  * Survives a reload, so it has a fixed size, a version, and no pointers to
  * code, pools or configuration.  A binary upgrade begins a new one.
@@ -24,7 +25,7 @@
  * there is none: nginx maps a new file of the module, but the old one's
  * symbols stay in force until it is started anew.
  */
-#define NGX_HTTP_VIBE_ZONE_VERSION  1
+#define NGX_HTTP_VIBE_ZONE_VERSION  2
 
 /* bytes; less leaves no room for what is known */
 #define NGX_HTTP_VIBE_ZONE_MIN      (1024 * 1024)
@@ -34,6 +35,12 @@
 
 /* how long a worker that says nothing keeps the lease, milliseconds */
 #define NGX_HTTP_VIBE_LEASE_WORKER  3000
+
+/* feeds; bytes of a feed's name and of texts with their NUL */
+#define NGX_HTTP_VIBE_ZONE_FEEDS    100
+#define NGX_HTTP_VIBE_ZONE_NAME     65
+#define NGX_HTTP_VIBE_ZONE_ERROR    160
+#define NGX_HTTP_VIBE_ZONE_REASON   256
 
 
 typedef enum {
@@ -102,6 +109,37 @@ typedef struct {
 } ngx_http_vibe_waiting_t;
 
 
+/* a feed, as the worker that runs it last told */
+
+typedef struct {
+    u_char                       name[NGX_HTTP_VIBE_ZONE_NAME];  /* NUL-
+                                                terminated; empty: free */
+    ngx_uint_t                   rows;       /* that the feed holds */
+
+    /* of the last run that ended */
+
+    uint64_t                     began;      /* milliseconds of the epoch;
+                                                0: none has ended */
+    ngx_uint_t                   took;       /* milliseconds */
+    ngx_uint_t                   databases;  /* asked */
+    ngx_uint_t                   changed;    /* rows written or deleted */
+    ngx_uint_t                   full;       /* 1: it looked at all databases */
+    u_char                       error[NGX_HTTP_VIBE_ZONE_ERROR];  /* NUL-
+                                                terminated; empty: none */
+
+    ngx_uint_t                   runs;       /* that ended well, in all */
+    ngx_uint_t                   failed;     /* that did not */
+    uint64_t                     next;       /* milliseconds of the epoch; 0:
+                                                not known */
+    ngx_uint_t                   running;    /* 1: now */
+
+    ngx_uint_t                   wanted;     /* runs asked for, in all */
+    ngx_uint_t                   served;     /* those of them for which a run
+                                                that began later has ended,
+                                                well or not */
+} ngx_http_vibe_zone_feed_t;
+
+
 typedef struct {
     ngx_uint_t                   version;
     u_char                       id[32];     /* random, hexadecimal */
@@ -119,6 +157,11 @@ typedef struct {
     ngx_uint_t                   leading;    /* 1: this host has it */
     u_char                       host[NGX_HTTP_VIBE_HOST_MAX];   /* who has it,
                                                 NUL-terminated */
+
+    /* under the mutex */
+
+    ngx_http_vibe_zone_feed_t    feeds[NGX_HTTP_VIBE_ZONE_FEEDS];
+    u_char                       registry[NGX_HTTP_VIBE_ZONE_REASON];
 
     ngx_atomic_t                 epoch;      /* of what is known */
     ngx_uint_t                   n;          /* entries that follow; under the
@@ -141,6 +184,21 @@ typedef struct {
     ngx_uint_t                   leading;    /* 1: this host */
     u_char                       host[NGX_HTTP_VIBE_HOST_MAX];
 } ngx_http_vibe_leader_t;
+
+
+/* for this room only: 1 if there is no zone, or its memory is not there yet */
+#define ngx_http_vibe_zone_is_none(zone)                                      \
+    ((zone) == NULL || (zone)->shared == NULL)
+
+/*
+ * The same: short, others spin for it.  What a worker held that died is opened
+ * by nginx's master.
+ */
+#define ngx_http_vibe_zone_lock(zone)                                         \
+    ngx_shmtx_lock(&(zone)->shpool->mutex)
+
+#define ngx_http_vibe_zone_unlock(zone)                                       \
+    ngx_shmtx_unlock(&(zone)->shpool->mutex)
 
 
 /*
@@ -181,6 +239,49 @@ void ngx_http_vibe_zone_lead(ngx_http_vibe_zone_t *zone, ngx_uint_t leading,
 /* both leases as they are now */
 void ngx_http_vibe_zone_leader(ngx_http_vibe_zone_t *zone,
     ngx_http_vibe_leader_t *leader);
+
+/* copies a feed out: 1 if it is there */
+ngx_uint_t ngx_http_vibe_zone_feed(ngx_http_vibe_zone_t *zone,
+    ngx_str_t *name, ngx_http_vibe_zone_feed_t *feed);
+
+/*
+ * Tells how a feed is, all but "wanted"; for the worker that leads, which
+ * begins with what the zone has of it.  NGX_OK; NGX_DECLINED: the table is
+ * full, and the feed was not in it.
+ */
+ngx_int_t ngx_http_vibe_zone_feed_set(ngx_http_vibe_zone_t *zone,
+    ngx_http_vibe_zone_feed_t *feed);
+
+/*
+ * Asks for a run that begins from now on; returns what "served" is at least
+ * when it has ended, 0: there is no such feed.  "wanted" below that number
+ * tells that the feed was dropped meanwhile, and is another one.
+ */
+ngx_uint_t ngx_http_vibe_zone_feed_want(ngx_http_vibe_zone_t *zone,
+    ngx_str_t *name);
+
+/* forgets a feed, if it is there */
+void ngx_http_vibe_zone_feed_drop(ngx_http_vibe_zone_t *zone,
+    ngx_str_t *name);
+
+/*
+ * All feeds of one moment, added to an array of ngx_http_vibe_zone_feed_t.
+ * NGX_OK or NGX_ERROR: no memory.
+ */
+ngx_int_t ngx_http_vibe_zone_feeds(ngx_http_vibe_zone_t *zone,
+    ngx_array_t *feeds);
+
+/*
+ * Tells what is wrong with the registry now, empty: nothing; a long text is
+ * cut between two characters.  1 if that is news: no worker has told the same
+ * just before.
+ */
+ngx_uint_t ngx_http_vibe_zone_registry(ngx_http_vibe_zone_t *zone,
+    ngx_str_t *reason);
+
+/* copies that to NGX_HTTP_VIBE_ZONE_REASON bytes, NUL-terminated */
+void ngx_http_vibe_zone_registry_error(ngx_http_vibe_zone_t *zone,
+    u_char *reason);
 
 /*
  * Remembers that "global" stands for the source's revision "source" at this

@@ -109,7 +109,7 @@ GET /data/posts/query
 --- more_headers eval: "$::Token\n$::Good"
 --- error_code: 200
 --- response_headers
-Access-Control-Expose-Headers: ETag, Retry-After
+Access-Control-Expose-Headers: Age, ETag, Retry-After
 
 
 

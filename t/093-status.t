@@ -11,6 +11,7 @@ use Test::More;
 use Time::HiRes qw(sleep time);
 use Vibe;
 use Vibe::Faults;
+use Vibe::Prometheus;
 
 my $json = JSON::PP->new->utf8->canonical->allow_nonref;
 my $true = JSON::PP::true;
@@ -56,59 +57,6 @@ sub status {
     my ($status, $answer) = request($nginx, 'GET', $path);
     die "no status: $status\n" if $status != 200 || ref $answer ne 'HASH';
     return $answer;
-}
-
-
-# prometheus($text): the text format 0.0.4, strictly: returns the types and
-# the values by series; dies of what a scraper need not take.
-
-sub prometheus {
-    my ($text) = @_;
-
-    my $name = qr/[a-zA-Z_:][a-zA-Z0-9_:]*/;
-    my $label = qr/[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\[\\"n])*"/;
-    my $number = qr/[+-]?(?:\d+(?:\.\d*)?(?:e[+-]?\d+)?|Inf)|NaN/;
-    my (%help, %type, %value, %ended, $family);
-
-    $text =~ s/\n\z// or die "the last line does not end\n";
-
-    for (split /\n/, $text, -1) {
-        if (/^# HELP ($name) (\S.*)$/) {
-            die "HELP twice: $_\n" if $help{$1}++;
-            die "a stray backslash: $_\n" if $2 =~ /\\(?![\\n])/;
-
-        } elsif (/^# TYPE ($name) (counter|gauge|untyped)$/) {
-            die "TYPE twice: $_\n" if $type{$1};
-            die "TYPE without HELP: $_\n" if !$help{$1};
-            $type{$1} = $2;
-            $ended{$family} = 1 if defined $family;
-            $family = $1;
-
-        } elsif (/^($name)(?:\{($label(?:,$label)*)\})? ($number)$/) {
-            my ($n, $labels, $v) = ($1, $2 // '', $3);
-
-            die "no TYPE before: $_\n" if !$type{$n};
-            die "not with its family: $_\n" if $n ne $family || $ended{$n};
-
-            my $series = "$n\{" . join(',', sort $labels =~ /$label/g) . '}';
-            die "twice: $_\n" if exists $value{$series};
-            $value{$series} = $v;
-
-            die "a counter: $_\n"
-                if $type{$n} eq 'counter' && ($n !~ /_total$/ || $v =~ /^-/);
-            die "a gauge: $_\n" if $type{$n} ne 'counter' && $n =~ /_total$/;
-
-        } else {
-            die "not understood: $_\n";
-        }
-    }
-
-    my %sampled = map { /^([^{]+)/ => 1 } keys %value;
-    for (sort keys %help) {
-        die "no sample of $_\n" if !$sampled{$_};
-    }
-
-    return (\%type, \%value);
 }
 
 
@@ -245,8 +193,11 @@ subtest 'what is written is counted' => sub {
     is_deeply($s->{writes}, { done => 17, refused => 3 }, 'is counted');
 
     is_deeply([sort keys %$s],
-              [sort keys %shape, qw(unowned_docs uncollected_docs)],
+              [sort keys %shape, qw(unowned_docs uncollected_docs registry
+                                    feeds)],
               'the objects');
+    is_deeply([$s->{registry}, $s->{feeds}], [{ error => undef }, {}],
+              'there is no feed');
 
     for my $object (sort keys %shape) {
         is_deeply([sort keys %{ $s->{$object} }],
@@ -528,8 +479,8 @@ subtest 'the text format of Prometheus' => sub {
     is($value->{$_}, $same{$_}, $_) for sort keys %same;
     is($value->{'vibe_writes_total{result="done"}'}, 3, 'which is right');
 
-    # All that is a number or a flag is there.
-    my $numbers = 2;
+    # All that is a number or a flag is there, and vibe_registry_ok.
+    my $numbers = 3;
     $numbers += @{ $shape{$_} } for keys %shape;
     is(scalar keys %$value, $numbers - 3, 'all but host, worker and mean');
 

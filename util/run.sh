@@ -7,12 +7,16 @@
 #   VIBE_WORKERS      its workers (auto)
 #   VIBE_HOME         where keys, data, logs and nginx.conf are kept (.vibe/)
 #   VIBE_COUCHDB_URL  http(s)://user:password@host:port: use this CouchDB
+#   VIBE_REGISTRY     a file of registered feeds (conf/global-feeds.json)
+#   VIBE_GLOBAL_READS what answers global queries: live, registered, any (live)
 
 . "$(dirname "$0")/setup.sh"
 
 port=${PORT:-8080}
 workers=${VIBE_WORKERS:-auto}
 url=${VIBE_COUCHDB_URL:-}
+registry=${VIBE_REGISTRY:-$root/conf/global-feeds.json}
+reads=${VIBE_GLOBAL_READS:-live}
 
 couch_pid=''
 nginx_pid=''
@@ -49,6 +53,22 @@ read_url() {
     if ! [[ $couchdb =~ :[0-9]+$ ]]; then
         [ "$scheme" = http ] && couchdb=$couchdb:80 || couchdb=$couchdb:443
     fi
+}
+
+
+# Where nginx finds the registry: it reads it again when it was edited.
+
+find_registry() {
+    if [ ! -f "$registry" ] || [ ! -r "$registry" ]; then
+        die "VIBE_REGISTRY is not a file that can be read: $registry"
+    fi
+
+    registry=$(cd "$(dirname "$registry")" && pwd -P)/$(basename "$registry")
+
+    case $registry in
+        # It gets into nginx.conf.
+        *[!A-Za-z0-9/._@+,=-]*) die "VIBE_REGISTRY has odd characters: $registry" ;;
+    esac
 }
 
 
@@ -127,6 +147,9 @@ write_conf() {
     replace 'http {' "http {$http"
     replace 'server     127.0.0.1:5984' "server     $couchdb"
     replace 'listen  127.0.0.1:8080' "listen  127.0.0.1:$port"
+    replace 'vibe_registry     global-feeds.json' \
+            "vibe_registry     $registry"
+    replace 'vibe_global_reads  live' "vibe_global_reads  $reads"
 
     printf '%s\n' "$conf" >"$home/nginx.conf"
     cp "$root/conf/vibe_couchdb.conf" "$home/vibe_couchdb.conf"
@@ -205,6 +228,9 @@ EOF
     || die "PORT is not a port: $port"
 [[ $workers =~ ^(auto|[1-9][0-9]{0,2})$ ]] \
     || die "VIBE_WORKERS is neither auto nor a number: $workers"
+[[ $reads =~ ^(live|registered|any)$ ]] \
+    || die "VIBE_GLOBAL_READS is neither live, registered nor any: $reads"
+find_registry
 [ -z "$url" ] || read_url
 ! listens || die "port $port is in use; choose another one with PORT="
 
