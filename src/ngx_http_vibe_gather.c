@@ -492,17 +492,9 @@ ngx_http_vibe_gather_sum(ngx_http_vibe_gather_t *g, ngx_str_t *members,
 static void
 ngx_http_vibe_gather_drop(ngx_http_vibe_gather_t *g)
 {
-    ngx_int_t  rc;
-
-    rc = NGX_OK;
-
-    if (!g->more) {
-        rc = ngx_http_vibe_rows_drop(&g->rows);
-
-        if (rc == NGX_ERROR) {
-            g->handler(g, NGX_ERROR);
-            return;
-        }
+    if (!g->more && ngx_http_vibe_rows_drop(&g->rows) == NGX_ERROR) {
+        g->handler(g, NGX_ERROR);
+        return;
     }
 
     if (ngx_http_vibe_rows_write(&g->rows, ngx_http_vibe_gather_written)

@@ -64,15 +64,18 @@ ngx_http_vibe_rows_none(ngx_http_vibe_rows_t *rows)
         ngx_destroy_pool(rows->pool);
     }
 
-    rows->pool = ngx_create_pool(NGX_DEFAULT_POOL_SIZE, ngx_cycle->log);
-
     ngx_rbtree_init(&rows->rbtree, &rows->sentinel,
                     ngx_str_rbtree_insert_value);
     ngx_queue_init(&rows->queue);
 
     rows->n = 0;
 
-    return rows->pool ? NGX_OK : NGX_ERROR;
+    rows->pool = ngx_create_pool(NGX_DEFAULT_POOL_SIZE, ngx_cycle->log);
+    if (rows->pool == NULL) {
+        return NGX_ERROR;
+    }
+
+    return NGX_OK;
 }
 
 
@@ -212,13 +215,13 @@ ngx_http_vibe_rows_hold(ngx_http_vibe_rows_t *rows, ngx_http_vibe_json_t *node)
 
     doc = ngx_http_vibe_json_get(node, "doc");
 
-    if (ngx_http_vibe_rows_keep(rows->pool, node, "id", &id) != NGX_OK) {
+    if (ngx_http_vibe_rows_keep(rows->pool, node, "id", &id) != NGX_OK
+        || id.len == 0)
+    {
         return NGX_ERROR;
     }
 
-    if (ngx_http_vibe_same(&id, &rows->last)
-        || (id.len && id.data[0] == '_'))
-    {
+    if (ngx_http_vibe_same(&id, &rows->last) || id.data[0] == '_') {
         return NGX_OK;
     }
 

@@ -282,7 +282,7 @@ ngx_http_vibe_withdraw_written(ngx_http_vibe_ask_t *ask,
 }
 
 
-/* 0 if a row was written meanwhile, or CouchDB failed: it is looked for again */
+/* 0 if a row was written meanwhile, or CouchDB failed: look for it again */
 
 static ngx_uint_t
 ngx_http_vibe_withdraw_done(ngx_http_vibe_withdraw_t *w)
