@@ -189,6 +189,11 @@ ngx_http_vibe_poll_read(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
                            : NGX_HTTP_VIBE_POLL_IDLE;
     }
 
+    if (more && p->wait) {
+        ngx_http_vibe_poll_step(p);
+        return;
+    }
+
     if (p->catching && !more) {
         p->catching = 0;
         p->caught();

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
-# util/bench.sh [a|b|c|d|e ...]: measures the module against the same work done
-# without it, side by side, and prints ratios.
+# util/bench.sh [a|b|c|d|e|f ...]: measures the module against the same work
+# done without it, side by side, and prints ratios.
 #
 #   a  public documents, against the two bare writes, one after the other
 #   b  a global query, against the bare _find with the same index
@@ -9,6 +9,8 @@
 #   d  the query of b among 100,000 documents that its reader may not read
 #   e  what mirroring costs: public documents against private ones, the
 #      _bulk_docs that `global` gets, and the requests of repair at rest
+#   f  what a registered feed costs, to read and to keep, with more and more
+#      users
 #
 # A ratio is the median of at least 9 pairs, measured in turns; its quartiles
 # stand beside it.  QUICK=1 takes 3 short ones: a try-out, not a measurement.
@@ -23,19 +25,24 @@ public=10000
 restricted=100000
 idle=1000
 quiet=20
+sizes=(100 1000 5000)
 if [ -n "${QUICK:-}" ]; then
     pairs=3
     seconds=1
     restricted=10000
     idle=100
     quiet=5
+    sizes=(20 100 300)
 fi
 
 # As many users as the most connections of part a.
 users=64
 
-# The reader of parts b and d, who wrote nothing: a line of $work/users.
+# The reader of parts b, d and f, who wrote nothing: a line of $work/users.
 reader=64
+
+# The public posts of each user of part f.
+posts=4
 
 helpers=$root/util/bench
 work=''
@@ -123,16 +130,20 @@ databases() {
     done <"$work/users"
 
     sed -n 's|^url = .*/\(userdb-.*\)"$|\1|p' "$work/idle" 2>/dev/null || true
-    printf '%s\n' bench-global global vibe_state
+    cat "$work/posters" 2>/dev/null || true
+    printf 'vibe_global_%s\n' "${sizes[@]}"
+    printf 'vibe_global_%s-2\n' "${sizes[@]}"
+    printf '%s\n' vibe_fixed bench-global global vibe_state
 }
 
 
-delete_databases() {
-    local db
+# Those that are not there do not matter.
 
-    for db in $(databases); do
-        couch DELETE "$db" -o /dev/null 2>/dev/null || true
-    done
+delete_databases() {
+    databases \
+        | sed "s|.*|url = \"http://$couchdb/&\"\noutput = /dev/null|" \
+        | curl -s -Z --parallel-max 8 -m 600 -X DELETE \
+               -H "@$work/admin.headers" -K - 2>/dev/null || true
 }
 
 
@@ -191,10 +202,15 @@ temp_paths() {
 }
 
 
-# The module in front of CouchDB, as in conf/nginx.conf.  What is neither 200
-# nor 201 (or a client that wrk ended) is logged: there must be none.
+# start_module [REGISTRY]: the module in front of CouchDB, as in
+# conf/nginx.conf; with a registry, global queries are answered from its feeds.
+# What is neither 200 nor 201 (or a client that wrk ended) is logged: there must
+# be none.
 
 start_module() {
+    local registry=${1:+vibe_registry  $1;}
+    local reads=${1:+vibe_global_reads  registered;}
+
     port=$(free_port)
 
     cat >"$work/module.conf" <<END
@@ -213,15 +229,18 @@ $(temp_paths)
     vibe_jwt_key      hs256.key;
     vibe_index        * createdAt;
     vibe_zone         vibe 8m;
+    $registry
 
     server {
         listen  127.0.0.1:$port;
         include $root/conf/vibe_couchdb.conf;
 
-        location = /status { vibe_status; access_log off; }
+        location = /status    { vibe_status; access_log off; }
+        location = /aggregate { vibe_aggregate; }
 
         location /data/ {
             vibe_data;
+            $reads
             client_max_body_size     16m;
             client_body_buffer_size  64k;
         }
@@ -238,8 +257,10 @@ END
         sleep 0.1
     done
 
-    # The first query makes sure of the index.
     token_of "$reader" >"$work/reader.headers"
+    [ -z "$registry" ] || return 0
+
+    # The first query makes sure of the index.
     curl -sS -f -o /dev/null -H "@$work/reader.headers" \
          -H 'Content-Type: application/json' -d '{"global":true}' \
          "http://127.0.0.1:$port/data/posts/query" \
@@ -354,23 +375,23 @@ write() {
 
     run=$((run + 1))
 
-    if [ "$kind" = bare ]; then
+    if [[ $kind = bare || $kind = single || $kind = batched ]]; then
         load "$connections" "$connections" "$couchdb" \
-             write.lua bare "$work" "$run"
+             write.lua "$kind" "$work" "$run"
     else
         load "$connections" "$connections" "127.0.0.1:$port" \
              write.lua "$kind" "$work" "$run"
     fi
 
     value=$(awk -v kind="$kind" -v rate="$rate" -v c="$connections" 'BEGIN {
-        rate = kind == "bare" ? rate / 2 : rate
+        rate *= kind == "bare" ? 1 / 2 : kind == "batched" ? 10 / 11 : 1
         printf "%.6f", c == 1 ? 1000 / rate : rate
     }')
 }
 
 
-part_a() {
-    local connections run=100 db
+make_bench() {
+    local db
 
     for db in $(databases | grep '^bench-'); do
         case $db in
@@ -378,6 +399,13 @@ part_a() {
             *)            couch PUT "$db?q=1" ;;
         esac
     done >/dev/null
+}
+
+
+part_a() {
+    local connections run=100
+
+    make_bench
     start_module
 
     # All users get their databases.
@@ -424,11 +452,12 @@ add_public() {
 }
 
 
-# prepare_query: the query of the module's client, and what a client of CouchDB
-# would ask to the same end, with the module's access rule and without.
+# write_queries: the query of the module's client, and what a client of CouchDB
+# would ask to the same end, with the module's access rule and without; sets
+# index, the name of that for createdAt.
 
-prepare_query() {
-    local did index rule rest
+write_queries() {
+    local did rule rest
 
     did=$(awk -v n="$reader" 'NR == n { print $1 }' "$work/users")
     index=vibe-$(printf 'createdAt\0' | sha1sum | cut -c 1-16)
@@ -451,6 +480,11 @@ prepare_query() {
 
     echo "{\"selector\":{\"\$and\":[$rule$rest" >"$work/find"
     echo "{\"selector\":{\"\$and\":[$rest"      >"$work/find.plain"
+}
+
+
+prepare_query() {
+    write_queries
 
     # The first one waits for CouchDB to build the index.
     couch POST global/_find --data-binary "@$work/find" >"$work/answer"
@@ -470,6 +504,8 @@ query() {
                      post.lua "$work/find" "$work/admin.headers" ;;
         plain)  load "$connections" 1 "$couchdb/global/_find" \
                      post.lua "$work/find.plain" "$work/admin.headers" ;;
+        fixed)  load "$connections" 1 "$couchdb/vibe_fixed/_find" \
+                     post.lua "$work/find.fixed" "$work/admin.headers" ;;
     esac
 
     value=$(awk -v rate="$rate" -v c="$connections" 'BEGIN {
@@ -570,13 +606,14 @@ part_d() {
 
 # ---- (e)
 
-# counter OBJECT MEMBER: of vibe_status.
+# counter MEMBER...: of vibe_status, a member of a member.
 
 counter() {
     curl -sS -f "http://127.0.0.1:$port/status" | node -e '
-        const [object, member] = process.argv.slice(1);
-        console.log(JSON.parse(fs.readFileSync(0))[object][member]);
-    ' "$1" "$2"
+        console.log(process.argv.slice(1).reduce(
+            (object, member) => object?.[member],
+            JSON.parse(fs.readFileSync(0))));
+    ' "$@"
 }
 
 
@@ -597,7 +634,7 @@ add_idle() {
 
 
 part_e() {
-    local connections run=500 batches docs before
+    local connections run=500 batches docs before index
 
     start_module
 
@@ -614,6 +651,17 @@ part_e() {
     title "(e) what mirroring costs: public documents with made ids, against
     private ones" private public
     row made "64 connections, rate" docs/s '' 0.75
+
+    # What CouchDB itself allows: the same two writes without the module.
+    make_bench
+    for index in '["collection"]' '["collection","createdAt"]'; do
+        couch POST bench-global/_index -o /dev/null \
+              -d "{\"index\":{\"fields\":$index}}"
+    done
+    in_turns write single batched
+    title "    the same bare: POST /{db} of each document, and batches of ten
+    into another database, against the first alone" single batched
+    row batched "64 connections, rate" docs/s
     awk -v b="$batches" -v d="$docs" 'BEGIN {
         printf "%-42s %7.2f  (aim: at most 1)\n",
                "_bulk_docs on global for 10 public writes", 10 * b / d
@@ -637,6 +685,195 @@ part_e() {
 
     stop_nginx "$nginx_pid"
     delete_databases
+}
+
+
+# ---- (f)
+
+# add_posts FROM TO STEP POSTS: for each STEPth user of these; sets touched, how
+# many they are, when repair has brought all to `global` and is at rest.
+
+add_posts() {
+    local before after=-100
+
+    node "$helpers/posts.js" "http://$couchdb" "$work/admin.headers" "$@" \
+        >"$work/touched"
+    cat "$work/touched" >>"$work/posters"
+    touched=$(wc -l <"$work/touched")
+    written=$((written + touched * $4))
+
+    for _ in $(seq 300); do
+        before=$after
+        sleep 1
+        after=$(counter couchdb requests)
+        [ $((after - before)) -gt 5 ] || [ "$(copies)" -lt "$written" ] \
+            || [ "$(counter repair databases_due)" != 0 ] || return 0
+    done
+    die "repair has not brought all to global within 5 minutes"
+}
+
+
+copies() {
+    couch GET global \
+        | node -e 'console.log(JSON.parse(fs.readFileSync(0)).doc_count)'
+}
+
+
+# first_run N: registers a feed with a name of its own, which is full when it
+# has run; sets asked, the requests of CouchDB, and took, seconds.
+
+first_run() {
+    local feed=_global_$1
+
+    asked=$(counter couchdb requests)
+    cat >"$work/feeds.new" <<END
+[ { "collectionName": "posts", "materializedViewName": "$feed",
+    "aggregationInterval": "1d",
+    "query": { "selector": { "type": "post" },
+               "fields": $fields,
+               "sort": [{ "createdAt": "desc" }] } } ]
+END
+    mv "$work/feeds.new" "$work/feeds.json"
+
+    for _ in $(seq 3000); do
+        [ "$(counter feeds "$feed" runs)" != 1 ] || break
+        sleep 0.1
+    done
+
+    asked=$(($(counter couchdb requests) - asked))
+    took=$(counter feeds "$feed" duration)
+    [ "$(counter feeds "$feed" rows)" = "$written" ] \
+        || die "the feed of $1 users is not complete: see $(counter feeds)"
+}
+
+
+# another_run: sets asked.
+
+another_run() {
+    asked=$(counter couchdb requests)
+    curl -sS -f -m 600 -o /dev/null -d '' "http://127.0.0.1:$port/aggregate" \
+        || die "the feed could not be run"
+    asked=$(($(counter couchdb requests) - asked))
+}
+
+
+# The baseline of all sizes: a copy of the first feed that stays as it is, and
+# what the module asks of a feed.
+
+copy_feed() {
+    sed "s|}\$|,\"fields\":$fields}|" "$work/find.plain" >"$work/find.fixed"
+
+    couch PUT vibe_fixed -o /dev/null
+    couch POST vibe_fixed/_index -o /dev/null -d "{\"index\":{\"fields\":
+        [\"collection\",\"createdAt\"]},\"ddoc\":\"$index\",
+        \"name\":\"$index\",\"type\":\"json\"}"
+    couch GET "vibe_global_$1/_all_docs?include_docs=true" | node -e '
+        const { rows } = JSON.parse(fs.readFileSync(0));
+        const docs = rows.map(({ doc: { _rev, ...doc } }) => doc);
+        console.log(JSON.stringify({
+            docs: docs.filter(({ _id }) => !_id.startsWith("_design/")),
+        }));
+    ' >"$work/docs"
+    couch POST vibe_fixed/_bulk_docs --data-binary "@$work/docs" -o /dev/null
+    couch POST vibe_fixed/_find --data-binary "@$work/find.fixed" -o /dev/null
+}
+
+
+# ask_users: sets value, milliseconds of the same query in one user's database,
+# where it needs no index; the median of 50.
+
+ask_users() {
+    shuf -n 50 "$work/posters" \
+        | sed "s|.*|url = \"http://$couchdb/&/_find\"\noutput = /dev/null|" \
+        | curl -sS -m 60 -K - -H "@$work/admin.headers" \
+               -H 'Content-Type: application/json' \
+               -d '{"selector":{"type":"post"},"limit":25}' \
+               -w '%{time_total}\n' | sort -n >"$work/times"
+
+    value=$(awk '{ t[NR] = $1 } END { print 1000 * t[int((NR + 1) / 2)] }' \
+                "$work/times")
+}
+
+
+# feed_of N FROM: all figures for so many users, those from FROM on being new.
+# The databases that a run changed in one of a feed's two it has to change in
+# the other one in the next run: so what is touched is measured twice.
+
+feed_of() {
+    local n=$1 step=100 figures first
+    [ "$n" -ge "$step" ] || step=$n
+
+    add_posts "$2" "$n" 1 "$posts"
+    first_run "$n"
+    figures="$n $written $took $asked"
+    another_run
+    figures="$figures $asked"
+
+    # The first size must not be the only one that is measured cold.
+    if [ ! -s "$work/docs" ]; then
+        copy_feed "$n"
+        for _ in 1 2 3; do query fixed; query module; done
+    fi
+
+    in_turns query fixed module
+    mv "$work/pairs.module" "$work/pairs.$n"
+
+    for first in "$step" $((step / 2)); do
+        add_posts "$first" "$n" "$step" 1
+        another_run
+        figures="$figures $touched $asked"
+    done
+
+    ask_users
+    echo "$figures $value" >>"$work/feeds"
+}
+
+
+part_f() {
+    local connections=1 written=0 known=0 n least=${sizes[0]}
+    local index touched asked took
+    local fields='["_id","content","author","createdAt"]'
+
+    : >"$work/docs"
+    echo '[]' >"$work/feeds.json"
+    start_module "$work/feeds.json"
+    write_queries
+
+    for n in "${sizes[@]}"; do
+        feed_of "$n" $((known + 1))
+        known=$n
+    done
+
+    title "(f) a registered feed: 25 of its rows by createdAt, against the bare
+    _find with the same index on $((least * posts)) rows" bare module
+    for n in "${sizes[@]}"; do
+        row "$n" "1 connection: $n users" ms
+    done
+    paste -d ' ' "$work/pairs.$least" "$work/pairs.$known" \
+        | awk '{ print $2 / $1, $4 / $3 }' >"$work/pairs.sizes"
+    row sizes "the ratio: $known users against $least" '' 1.20
+
+    awk '
+        BEGIN {
+            print "\n  requests of CouchDB for a run; in brackets, for each" \
+                  " database touched since\n"
+            printf "%7s %7s  %15s  %9s  %14s  %14s  %8s\n", "", "",
+                   "the first", "unchanged", "1 % touched", "1 % more",
+                   "ask all*"
+            printf "%7s %7s  %15s\n", "users", "rows", "s"
+        }
+        {
+            printf "%7d %7d  %7d %7.1f  %9d  %14s  %14s  %6.2f s\n", $1, $2,
+                   $4, $3, $5, sprintf("%d (%.1f)", $7, $7 / $6),
+                   sprintf("%d (%.1f)", $9, $9 / $8), $1 * $10 / 1000
+        }
+        END {
+            print "\n  * extrapolated: as many times the _find of one user" \
+                  "\047s database, one after another"
+        }
+    ' "$work/feeds"
+
+    stop_nginx "$nginx_pid"
 }
 
 
@@ -809,11 +1046,11 @@ part_c() {
 
 # ---- all
 
-[ $# -gt 0 ] || set -- a b c d e
+[ $# -gt 0 ] || set -- a b c d e f
 for part in "$@"; do
     case $part in
-        a|b|c|d|e) ;;
-        *) echo "usage: ${0##*/} [a|b|c|d|e ...]" >&2; exit 2 ;;
+        a|b|c|d|e|f) ;;
+        *) echo "usage: ${0##*/} [a|b|c|d|e|f ...]" >&2; exit 2 ;;
     esac
 done
 
@@ -830,7 +1067,7 @@ node "$helpers/identities.js" "$work" "$users"
 filled=''
 
 case "$*" in
-    *[abde]*) use_couchdb; theirs=${VIBE_COUCHDB_URL:-} ;;
+    *[abdef]*) use_couchdb; theirs=${VIBE_COUCHDB_URL:-} ;;
 esac
 
 printf '%s; %s processors; %s pairs of %s s a side\n' \
@@ -838,7 +1075,7 @@ printf '%s; %s processors; %s pairs of %s s a side\n' \
        "$seconds"
 [ -z "${QUICK:-}" ] || echo "QUICK: a try-out, not a measurement"
 
-for part in a b d c e; do
+for part in a b d c e f; do
     case " $* " in
         *" $part "*) "part_$part" ;;
     esac

@@ -4,12 +4,16 @@
 --
 --   bare     POST /{db} of CouchDB: into the user's database, then, when that
 --            is answered, what the module would write into another one
+--   single   POST /{db} of CouchDB into the user's database, nothing else
+--   batched  the same, and after each ten of them one _bulk_docs of ten such
+--            documents into another database
 --   made     POST /data/posts; the module makes the id
 --   private  the same without an ACL
 --   chosen   the same with a new id
 --   updated  the same, each id ten times: nine new versions
 
 local VERSIONS = 10
+local BATCH = 10
 local TEXT = string.rep("All work and no play. ", 15)
 
 local threads = 0
@@ -49,6 +53,20 @@ local function id(n, run)
 end
 
 
+local function source(key)
+    return document('"_id":"' .. key .. '",', ',"collection":"posts"')
+end
+
+
+local function copy(did, db, key)
+    return document('"_id":"' .. did .. ":" .. key .. '",',
+                    ',"vibe_access":"public","collection":"posts"'
+                    .. ',"vibe_v":1,"vibe_rev":"1-' .. string.rep("0", 32)
+                    .. '","vibe_owner":"' .. did .. '","vibe_db":"' .. db
+                    .. '","vibe_acl":1')
+end
+
+
 local function bare(did, db, run)
     local other = db:gsub("^userdb", "bench")
     local n, key = 0, nil
@@ -58,18 +76,32 @@ local function bare(did, db, run)
 
         if n % 2 == 1 then
             key = id(n, run)
-
-            return wrk.format("POST", "/" .. other, nil,
-                              document('"_id":"' .. key .. '",',
-                                       ',"collection":"posts"'))
+            return wrk.format("POST", "/" .. other, nil, source(key))
         end
 
-        return wrk.format("POST", "/bench-global", nil,
-            document('"_id":"' .. did .. ":" .. key .. '",',
-                     ',"vibe_access":"public","collection":"posts"'
-                     .. ',"vibe_v":1,"vibe_rev":"1-' .. string.rep("0", 32)
-                     .. '","vibe_owner":"' .. did .. '","vibe_db":"' .. db
-                     .. '","vibe_acl":1'))
+        return wrk.format("POST", "/bench-global", nil, copy(did, db, key))
+    end
+end
+
+
+local function single(did, db, run, batched)
+    local other = db:gsub("^userdb", "bench")
+    local n, copies = 0, {}
+
+    return function()
+        if batched and #copies == BATCH then
+            local docs = '{"docs":[' .. table.concat(copies, ",") .. "]}"
+
+            copies = {}
+            return wrk.format("POST", "/bench-global/_bulk_docs", nil, docs)
+        end
+
+        n = n + 1
+
+        local key = id(n, run)
+
+        copies[#copies + 1] = batched and copy(did, db, key) or nil
+        return wrk.format("POST", "/" .. other, nil, source(key))
     end
 end
 
@@ -103,9 +135,10 @@ function init(args)
 
     wrk.headers["Content-Type"] = "application/json"
 
-    if kind == "bare" then
+    if kind == "bare" or kind == "single" or kind == "batched" then
         wrk.headers["Authorization"] = read_line(dir .. "/basic", 1)
-        request = bare(did, db, run)
+        request = kind == "bare" and bare(did, db, run)
+                  or single(did, db, run, kind == "batched")
     else
         wrk.headers["Authorization"] = "Bearer " .. token
         request = through_module(kind, run)

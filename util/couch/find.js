@@ -15,6 +15,8 @@ const { conflictsOf } = require('./store');
 const DEFAULT_LIMIT = 25;
 const FIRST_PAGE = 32;
 const MAX_PAGE = 512;
+/** Bytes: about a first page. More would be read in vain by most queries. */
+const READ_AHEAD = 4096;
 const SCAN_WARNING_RATIO = 10;
 const LOW_OPERATORS = new Set(['$eq', '$gt', '$gte', '$beginsWith']);
 const HIGH_OPERATORS = new Set(['$eq', '$lt', '$lte', '$beginsWith']);
@@ -263,7 +265,8 @@ function openCursor(store, index, request, leaves) {
   const range = index.type === 'special' ? idRange(leaves) : keyRange(index, leaves);
   range.reverse = request.sort.length > 0 && request.sort[0].direction === 'desc';
   if (request.bookmark) range[range.reverse ? 'beforeKey' : 'afterKey'] = request.bookmark.key;
-  return index.type === 'special' ? store.documents(range) : store.cursor(rowsArea(index), range);
+  if (index.type === 'special') return store.documents(range);
+  return store.cursor(rowsArea(index), { ...range, ahead: READ_AHEAD });
 }
 
 /** The documents of a page of rows; null for those gone. */

@@ -56,7 +56,7 @@ class Cursor {
       ...range.bounds,
       keyAsBuffer: false,
       valueAsBuffer: false,
-      highWaterMark: READ_AHEAD,
+      highWaterMark: range.ahead,
     });
     this.done = false;
   }
@@ -154,7 +154,8 @@ class Store {
   /**
    * Walks through a part of an area.
    * @param {{from?: string, to?: string, afterKey?: string, beforeKey?: string,
-   *   reverse?: boolean}} range `from` and `to` are prefixes, both included
+   *   reverse?: boolean, ahead?: number}} range `from` and `to` are prefixes, both included;
+   *   `ahead` is how many bytes are read at once
    */
   cursor(area, range = {}) {
     const prefix = key(area, '');
@@ -163,7 +164,7 @@ class Store {
     else bounds.gte = prefix + (range.from || '');
     if (range.beforeKey !== undefined) bounds.lt = prefix + range.beforeKey;
     else bounds.lt = after(prefix + (range.to || ''));
-    return new Cursor(this.level, { prefix, bounds });
+    return new Cursor(this.level, { prefix, bounds, ahead: range.ahead || READ_AHEAD });
   }
 
   /** Deletes an area of our own. */
