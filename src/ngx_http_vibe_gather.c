@@ -563,7 +563,10 @@ ngx_http_vibe_gather_failed(ngx_http_vibe_gather_t *g,
 {
     g->status = call->status;
 
-    g->handler(g, call->status == NGX_HTTP_SERVICE_UNAVAILABLE
+    /* without an answer nobody was there who could have said 503 */
+
+    g->handler(g, (call->status == NGX_HTTP_SERVICE_UNAVAILABLE
+                   && call->answer.len == 0)
                   || call->status == NGX_HTTP_UNAUTHORIZED
                   ? NGX_ERROR : NGX_DECLINED);
 }

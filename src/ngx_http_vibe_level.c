@@ -18,7 +18,7 @@ static void ngx_http_vibe_level_written(ngx_http_vibe_rows_t *rows,
 
 ngx_http_vibe_level_t *
 ngx_http_vibe_level(ngx_http_vibe_main_conf_t *vmcf, ngx_str_t *from,
-    ngx_str_t *to, ngx_str_t *first, ngx_str_t *end,
+    ngx_str_t *to, ngx_str_t *first, ngx_str_t *end, ngx_str_t *only,
     ngx_http_vibe_level_pt handler, void *data)
 {
     ngx_pool_t             *pool;
@@ -44,9 +44,13 @@ ngx_http_vibe_level(ngx_http_vibe_main_conf_t *vmcf, ngx_str_t *from,
     l->end.len = end->len;
     l->end.data = ngx_pstrdup(pool, end);
 
+    l->only.len = only->len;
+    l->only.data = ngx_pstrdup(pool, only);
+
     ngx_http_vibe_target_keep(&l->last, first);
 
     if (l->end.data == NULL
+        || l->only.data == NULL
         || ngx_http_vibe_rows_init(&l->rows, vmcf, to, l) != NGX_OK
         || ngx_http_vibe_ask_init(&l->ask, vmcf->zone, l) != NGX_OK
         || ngx_http_vibe_level_next(l) != NGX_OK)
@@ -102,7 +106,7 @@ ngx_http_vibe_level_got(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
     }
 
     if (call->too_large && l->page > 2) {
-        l->page /= 2;
+        l->page = ngx_max(l->page / 2, 2);
         rc = ngx_http_vibe_level_next(l);
 
     } else {
@@ -159,11 +163,22 @@ ngx_http_vibe_level_held(ngx_http_vibe_rows_t *rows, ngx_int_t rc)
 {
     ngx_http_vibe_level_t *l = rows->data;
 
+    ngx_queue_t           *q;
+    ngx_http_vibe_row_t   *row;
     ngx_http_vibe_json_t  *node, *doc;
 
     if (rc != NGX_OK) {
         l->handler(l, rc);
         return;
+    }
+
+    for (q = ngx_queue_head(&rows->queue);
+         q != ngx_queue_sentinel(&rows->queue);
+         q = ngx_queue_next(q))
+    {
+        row = ngx_queue_data(q, ngx_http_vibe_row_t, queue);
+        row->put = (l->only.len
+                    && !ngx_http_vibe_same(&row->source, &l->only));
     }
 
     for (node = l->list->child; node; node = node->next) {
@@ -189,15 +204,18 @@ static ngx_int_t
 ngx_http_vibe_level_put(ngx_http_vibe_level_t *l, ngx_http_vibe_json_t *doc)
 {
     ngx_str_t                  members;
-    ngx_http_vibe_json_t      *m, *id, *sum;
+    ngx_http_vibe_json_t      *m, *id, *sum, *db;
     ngx_http_vibe_json_out_t   out;
 
     id = ngx_http_vibe_json_get(doc, "_id");
     sum = ngx_http_vibe_json_get(doc, "vibe_sum");
+    db = ngx_http_vibe_json_get(doc, "vibe_db");
 
     if (id == NULL || sum == NULL
         || id->string.len == 0 || id->string.data[0] == '_'
-        || ngx_http_vibe_same(&id->string, &l->last))
+        || ngx_http_vibe_same(&id->string, &l->last)
+        || (l->only.len
+            && (db == NULL || !ngx_http_vibe_same(&db->string, &l->only))))
     {
         return NGX_OK;
     }
@@ -231,8 +249,11 @@ ngx_http_vibe_level_written(ngx_http_vibe_rows_t *rows, ngx_int_t rc)
 {
     ngx_http_vibe_level_t *l = rows->data;
 
+    if (rc == NGX_OK && ngx_http_vibe_rows_drop(rows) == NGX_ERROR) {
+        rc = NGX_ERROR;
+    }
+
     if (rc == NGX_OK
-        && ngx_http_vibe_rows_drop(rows) != NGX_ERROR
         && ngx_http_vibe_rows_write(rows, ngx_http_vibe_level_written)
            == NGX_AGAIN)
     {
@@ -243,7 +264,19 @@ ngx_http_vibe_level_written(ngx_http_vibe_rows_t *rows, ngx_int_t rc)
 
         ngx_http_vibe_target_keep(&l->last, &l->until);
 
-        if (l->last.len && ngx_http_vibe_level_next(l) == NGX_OK) {
+        l->tries = 0;
+        rc = l->last.len ? NGX_AGAIN : NGX_ERROR;
+
+    } else if (rc == NGX_DECLINED) {
+
+        /* what was withdrawn meanwhile, for example */
+
+        rc = (++l->tries < NGX_HTTP_VIBE_LEVEL_TRIES) ? NGX_AGAIN : NGX_ERROR;
+    }
+
+    if (rc == NGX_AGAIN) {
+
+        if (ngx_http_vibe_level_next(l) == NGX_OK) {
             return;
         }
 

@@ -98,6 +98,30 @@ ngx_http_vibe_names_move(ngx_http_vibe_names_t *names,
 }
 
 
+ngx_int_t
+ngx_http_vibe_names_copy(ngx_http_vibe_names_t *names,
+    ngx_http_vibe_names_t *from)
+{
+    ngx_int_t              rc;
+    ngx_queue_t           *q;
+    ngx_http_vibe_name_t  *name;
+
+    for (q = ngx_queue_head(&from->queue);
+         q != ngx_queue_sentinel(&from->queue);
+         q = ngx_queue_next(q))
+    {
+        name = ngx_queue_data(q, ngx_http_vibe_name_t, queue);
+
+        rc = ngx_http_vibe_names_add(names, &name->node.str);
+        if (rc != NGX_OK) {
+            return rc;
+        }
+    }
+
+    return NGX_OK;
+}
+
+
 void
 ngx_http_vibe_names_clear(ngx_http_vibe_names_t *names)
 {

@@ -51,6 +51,10 @@ ngx_http_vibe_name_t *ngx_http_vibe_names_take(ngx_http_vibe_names_t *names);
 ngx_int_t ngx_http_vibe_names_move(ngx_http_vibe_names_t *names,
     ngx_http_vibe_names_t *from);
 
+/* adds all of "from", which keeps them; returns as ..._add() does */
+ngx_int_t ngx_http_vibe_names_copy(ngx_http_vibe_names_t *names,
+    ngx_http_vibe_names_t *from);
+
 /* forgets all */
 void ngx_http_vibe_names_clear(ngx_http_vibe_names_t *names);
 

@@ -165,7 +165,10 @@ ngx_http_vibe_rows_got(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
     }
 
     if (call->too_large && rows->page > 2) {
-        rows->page /= 2;
+
+        /* of a page of one the row would be the last one of that before */
+
+        rows->page = ngx_max(rows->page / 2, 2);
         goto next;
     }
 
@@ -221,11 +224,15 @@ ngx_http_vibe_rows_hold(ngx_http_vibe_rows_t *rows, ngx_http_vibe_json_t *node)
         return NGX_ERROR;
     }
 
-    if (ngx_http_vibe_same(&id, &rows->last) || id.data[0] == '_') {
+    if (ngx_http_vibe_same(&id, &rows->last)) {
         return NGX_OK;
     }
 
     rows->last = id;
+
+    if (id.data[0] == '_') {
+        return NGX_OK;
+    }
 
     if (++rows->n > NGX_HTTP_VIBE_ROWS_MAX) {
         ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, 0,

@@ -18,7 +18,10 @@ static void ngx_http_vibe_view_looked(ngx_http_vibe_ask_t *ask,
 static void ngx_http_vibe_view_started(ngx_http_vibe_view_t *v);
 static void ngx_http_vibe_view_wait(ngx_http_vibe_view_t *v,
     ngx_http_vibe_view_pt next);
+static ngx_int_t ngx_http_vibe_view_idle(ngx_http_vibe_view_t *v,
+    ngx_http_vibe_view_pt next);
 static void ngx_http_vibe_view_work(ngx_http_vibe_view_t *v);
+static void ngx_http_vibe_view_work_all(ngx_http_vibe_view_t *v);
 static void ngx_http_vibe_view_changes(ngx_http_vibe_view_t *v);
 static void ngx_http_vibe_view_level(ngx_http_vibe_view_t *v, ngx_uint_t from);
 static void ngx_http_vibe_view_levelled(ngx_http_vibe_level_t *l,
@@ -33,6 +36,7 @@ static void ngx_http_vibe_view_publish(ngx_http_vibe_view_t *v);
 static void ngx_http_vibe_view_published(ngx_http_vibe_ask_t *ask,
     ngx_http_vibe_call_t *call);
 static ngx_uint_t ngx_http_vibe_view_number(ngx_http_vibe_view_t *v);
+static void ngx_http_vibe_view_doubt(ngx_http_vibe_view_t *v);
 static void ngx_http_vibe_view_even(ngx_http_vibe_view_t *v);
 static void ngx_http_vibe_view_done(ngx_http_vibe_view_t *v);
 static void ngx_http_vibe_view_stop(ngx_http_vibe_view_t *v);
@@ -84,11 +88,14 @@ ngx_http_vibe_view_create(ngx_http_vibe_main_conf_t *vmcf,
     }
 
     ngx_http_vibe_names_init(&v->todo, NGX_HTTP_VIBE_VIEW_CHANGED);
+    ngx_http_vibe_names_init(&v->doubted, NGX_HTTP_VIBE_VIEW_CHANGED);
     ngx_http_vibe_names_init(&v->visited, NGX_HTTP_VIBE_VIEW_VISITED);
     ngx_http_vibe_names_init(&v->withdrawn, NGX_HTTP_VIBE_WITHDRAW_MAX);
 
-    v->grace = ngx_min(ngx_max(v->feed.interval / 4, NGX_HTTP_VIBE_GRACE_MIN),
-                       NGX_HTTP_VIBE_GRACE_MAX);
+    ngx_http_vibe_view_interval(v, feed->interval);
+
+    v->told = v->grace;
+    v->promised = v->grace;
 
     v->dumb.fd = (ngx_socket_t) -1;
     v->dumb.data = v;
@@ -121,6 +128,7 @@ ngx_http_vibe_view_end(ngx_http_vibe_view_t *v)
         ngx_http_vibe_names_clear(&v->dirty[i]);
     }
 
+    ngx_http_vibe_names_clear(&v->doubted);
     ngx_http_vibe_target_keep(&v->rev, NULL);
     ngx_http_vibe_target_keep(&v->seq, NULL);
 
@@ -290,17 +298,24 @@ void
 ngx_http_vibe_view_load(ngx_http_vibe_view_t *v,
     ngx_http_vibe_pointer_t *pointer)
 {
+    v->exists = 0;
+
+    if (pointer == NULL) {
+        ngx_http_vibe_target_keep(&v->rev, NULL);
+        return;
+    }
+
     ngx_http_vibe_target_keep(&v->rev, &pointer->rev);
 
-    v->exists = 0;
     v->run = pointer->run;
     v->rows = pointer->rows;
     v->flipped = ngx_current_msec;
 
     /* whoever has it now may have been promised more time */
 
-    v->grace = ngx_max(v->grace, ngx_min(pointer->grace,
-                                         NGX_HTTP_VIBE_GRACE_MAX));
+    v->told = ngx_max(v->grace, ngx_min(pointer->grace,
+                                        NGX_HTTP_VIBE_GRACE_MAX));
+    v->promised = v->told;
 
     if (pointer->db.len == 0) {
         return;
@@ -313,14 +328,23 @@ ngx_http_vibe_view_load(ngx_http_vibe_view_t *v,
 
 
 void
+ngx_http_vibe_view_interval(ngx_http_vibe_view_t *v, ngx_msec_t interval)
+{
+    v->feed.interval = interval;
+
+    v->grace = ngx_min(ngx_max(interval / 4, NGX_HTTP_VIBE_GRACE_MIN),
+                       NGX_HTTP_VIBE_GRACE_MAX);
+}
+
+
+void
 ngx_http_vibe_view_changed(ngx_http_vibe_view_t *v, ngx_str_t *db)
 {
     ngx_uint_t  i;
 
     for (i = 0; i < 2; i++) {
         if (ngx_http_vibe_names_add(&v->dirty[i], db) != NGX_OK) {
-            ngx_http_vibe_names_clear(&v->dirty[i]);
-            v->full[i] = 1;
+            ngx_http_vibe_view_reset(v);
         }
     }
 }
@@ -351,6 +375,24 @@ ngx_http_vibe_view_reset(ngx_http_vibe_view_t *v)
 
 
 void
+ngx_http_vibe_view_missed(ngx_http_vibe_view_t *v)
+{
+    ngx_http_vibe_view_reset(v);
+
+    if (!v->running || !v->working) {
+        return;
+    }
+
+    if (v->published) {
+        v->again = 1;
+        return;
+    }
+
+    ngx_http_vibe_view_failed(v, NULL, "changes of global were missed");
+}
+
+
+void
 ngx_http_vibe_view_run(ngx_http_vibe_view_t *v)
 {
     if (v->running) {
@@ -364,6 +406,8 @@ ngx_http_vibe_view_run(ngx_http_vibe_view_t *v)
     v->full_level = 0;
     v->even = 0;
     v->lost = 0;
+    v->again = 0;
+    v->working = 0;
     v->empty = 0;
     v->asked = 0;
     v->changed = 0;
@@ -444,10 +488,30 @@ ngx_http_vibe_view_caught(ngx_http_vibe_view_t *v, ngx_str_t *seq)
 
     if (v->next == ngx_http_vibe_view_work) {
         ngx_http_vibe_target_keep(&v->seq, seq);
-        ngx_http_vibe_names_clear(&v->withdrawn);
     }
 
     v->next(v);
+}
+
+
+/* NGX_OK: all that was withdrawn is out; else "next" is called, or it failed */
+
+static ngx_int_t
+ngx_http_vibe_view_idle(ngx_http_vibe_view_t *v, ngx_http_vibe_view_pt next)
+{
+    if (ngx_http_vibe_withdraw_idle(&v->withdraw)) {
+        return NGX_OK;
+    }
+
+    if (v->withdraw.failures >= NGX_HTTP_VIBE_WITHDRAW_TRIES) {
+        ngx_http_vibe_view_failed(v, NULL, "couchdb did not take out what was "
+                                           "withdrawn");
+        return NGX_ERROR;
+    }
+
+    ngx_http_vibe_view_later(v, NGX_HTTP_VIBE_VIEW_IDLE, next);
+
+    return NGX_AGAIN;
 }
 
 
@@ -460,6 +524,14 @@ ngx_http_vibe_view_work(ngx_http_vibe_view_t *v)
     ngx_msec_t  passed;
 
     t = v->target;
+
+    /* else it might be taken out after it was public again and gathered */
+
+    if (ngx_http_vibe_view_idle(v, ngx_http_vibe_view_work) != NGX_OK) {
+        return;
+    }
+
+    v->working = 1;
 
     if (v->exists
         && !v->full[v->current]
@@ -474,16 +546,29 @@ ngx_http_vibe_view_work(ngx_http_vibe_view_t *v)
 
     passed = ngx_current_msec - v->flipped;
 
-    if (v->exists && passed < v->grace) {
-        ngx_http_vibe_view_later(v, v->grace - passed,
+    if (v->exists && passed < v->promised) {
+        ngx_http_vibe_view_later(v, v->promised - passed,
                                  ngx_http_vibe_view_work);
         return;
     }
+
+    ngx_http_vibe_names_clear(&v->withdrawn);
 
     if (!v->full[t]) {
         ngx_http_vibe_view_changes(v);
         return;
     }
+
+    ngx_http_vibe_view_work_all(v);
+}
+
+
+static void
+ngx_http_vibe_view_work_all(ngx_http_vibe_view_t *v)
+{
+    ngx_uint_t  t;
+
+    t = v->target;
 
     v->full[t] = 0;
 
@@ -492,6 +577,16 @@ ngx_http_vibe_view_work(ngx_http_vibe_view_t *v)
         /* the other one knows, but for what has changed since */
 
         v->full_level = 1;
+
+        ngx_http_vibe_names_clear(&v->dirty[t]);
+
+        if (ngx_http_vibe_names_copy(&v->dirty[t], &v->dirty[v->current])
+            != NGX_OK)
+        {
+            ngx_http_vibe_view_failed(v, NULL, "no memory");
+            return;
+        }
+
         ngx_http_vibe_view_level(v, v->current);
         return;
     }
@@ -517,7 +612,7 @@ ngx_http_vibe_view_changes(ngx_http_vibe_view_t *v)
     v->made[v->target] = 0;
 
     if (ngx_http_vibe_names_move(&v->todo, &v->dirty[v->target]) != NGX_OK) {
-        v->full[v->target] = 1;
+        ngx_http_vibe_view_reset(v);
         ngx_http_vibe_view_failed(v, NULL, "no memory");
         return;
     }
@@ -536,7 +631,7 @@ ngx_http_vibe_view_level(ngx_http_vibe_view_t *v, ngx_uint_t from)
     ngx_str_null(&all);
 
     v->level = ngx_http_vibe_level(v->vmcf, &v->feed.dbs[from],
-                                   &v->feed.dbs[!from], &all, &all,
+                                   &v->feed.dbs[!from], &all, &all, &all,
                                    ngx_http_vibe_view_levelled, v);
     if (v->level == NULL) {
         ngx_http_vibe_view_failed(v, NULL, "no memory");
@@ -616,9 +711,7 @@ ngx_http_vibe_view_settling(ngx_http_vibe_view_t *v)
 static void
 ngx_http_vibe_view_settled(ngx_http_vibe_view_t *v)
 {
-    if (!ngx_http_vibe_withdraw_idle(&v->withdraw)) {
-        ngx_http_vibe_view_later(v, NGX_HTTP_VIBE_VIEW_IDLE,
-                                 ngx_http_vibe_view_settled);
+    if (ngx_http_vibe_view_idle(v, ngx_http_vibe_view_settled) != NGX_OK) {
         return;
     }
 
@@ -635,7 +728,7 @@ ngx_http_vibe_view_counted(ngx_http_vibe_ask_t *ask,
 {
     ngx_http_vibe_view_t *v = ask->data;
 
-    ngx_uint_t             n;
+    ngx_uint_t             n, designs;
     ngx_http_vibe_json_t  *count;
 
     count = (call->status == NGX_HTTP_OK)
@@ -648,7 +741,9 @@ ngx_http_vibe_view_counted(ngx_http_vibe_ask_t *ask,
         return;
     }
 
-    v->rows = (n > v->indexes.nelts) ? n - v->indexes.nelts : 0;
+    designs = v->designs[v->target];
+
+    v->rows = (n > designs) ? n - designs : 0;
 
     if (!ngx_http_vibe_withdraw_idle(&v->withdraw)) {
         ngx_http_vibe_view_settled(v);
@@ -733,19 +828,54 @@ ngx_http_vibe_view_published(ngx_http_vibe_ask_t *ask,
     v->took = ngx_current_msec - v->started;
 
     if (!v->exists || v->current != v->target) {
+        v->promised = v->told;
+        v->told = v->grace;
         v->flipped = ngx_current_msec;
         v->current = v->target;
         v->withdraw.current = v->current;
     }
 
     v->exists = 1;
+    v->told = ngx_max(v->told, v->grace);
+
+    ngx_http_vibe_view_doubt(v);
 
     if (v->even) {
-        ngx_http_vibe_view_later(v, v->grace, ngx_http_vibe_view_even);
+        ngx_http_vibe_view_later(v, v->promised, ngx_http_vibe_view_even);
         return;
     }
 
     ngx_http_vibe_view_done(v);
+}
+
+
+/* looks again at what a run that failed may have left behind */
+
+static void
+ngx_http_vibe_view_doubt(ngx_http_vibe_view_t *v)
+{
+    ngx_queue_t           *q;
+    ngx_http_vibe_name_t  *name;
+
+    v->again = v->doubts;
+    v->doubts = 0;
+
+    if (v->doubtful) {
+        v->doubtful = 0;
+        ngx_http_vibe_view_reset(v);
+    }
+
+    for (q = ngx_queue_head(&v->doubted.queue);
+         q != ngx_queue_sentinel(&v->doubted.queue);
+         q = ngx_queue_next(q))
+    {
+        name = ngx_queue_data(q, ngx_http_vibe_name_t, queue);
+        ngx_http_vibe_view_changed(v, &name->node.str);
+    }
+
+    if ((ngx_msec_int_t) (ngx_current_msec - v->until) >= 0) {
+        ngx_http_vibe_names_clear(&v->doubted);
+    }
 }
 
 
@@ -838,6 +968,8 @@ ngx_http_vibe_view_stop(ngx_http_vibe_view_t *v)
     if (v->level != NULL) {
         ngx_http_vibe_level_end(v->level);
         v->level = NULL;
+        v->doubtful = 1;
+        v->doubts = 1;
     }
 
     if (v->event.timer_set) {

@@ -104,6 +104,8 @@ struct ngx_http_vibe_view_s {
     unsigned                     published:1;
     unsigned                     lost:1;       /* the pointer is another one's:
                                                   to be loaded again */
+    unsigned                     again:1;      /* another one should follow soon
+                                                */
 
     /* this room's own: the two databases */
 
@@ -111,13 +113,29 @@ struct ngx_http_vibe_view_s {
     ngx_http_vibe_names_t        dirty[2];     /* databases changed */
     ngx_uint_t                   full[2];      /* all are to be looked at */
     ngx_uint_t                   prepared[2];
+    ngx_uint_t                   designs[2];   /* documents of indexes, also
+                                                  of those of old */
     ngx_uint_t                   made[2];      /* just now: it is empty */
     ngx_str_t                    rev;          /* the pointer's; ngx_alloc() */
     ngx_uint_t                   run;
-    ngx_msec_t                   grace;
+    ngx_msec_t                   grace;        /* for readers to come, */
+    ngx_msec_t                   told;         /* told to those of the current
+                                                  one, at most, */
+    ngx_msec_t                   promised;     /* and of the other one */
     ngx_msec_t                   flipped;
     ngx_http_vibe_withdraw_t     withdraw;
     unsigned                     exists:1;     /* there is a current one */
+
+    /*
+     * What a run that failed had sent may be written after the next ones have
+     * read: these databases are looked at again in all runs until then, and in
+     * one more; or all are, once.
+     */
+
+    ngx_http_vibe_names_t        doubted;
+    ngx_msec_t                   until;
+    unsigned                     doubtful:1;
+    unsigned                     doubts:1;     /* since a run was named */
 
     /* the run */
 
@@ -139,6 +157,7 @@ struct ngx_http_vibe_view_s {
     ngx_uint_t                   step;         /* database or index */
     ngx_uint_t                   tries;
     ngx_uint_t                   broken;       /* databases */
+    unsigned                     working:1;    /* from step 3 on */
     unsigned                     full_level:1; /* levelling the target */
     unsigned                     even:1;       /* the other one is to be
                                                   levelled in the end */
@@ -155,9 +174,12 @@ ngx_http_vibe_view_t *ngx_http_vibe_view_create(
 /* ends it, and its run without a word */
 void ngx_http_vibe_view_end(ngx_http_vibe_view_t *v);
 
-/* what its pointer says, if there is one */
+/* what its pointer says; NULL: there is none.  Not while it runs */
 void ngx_http_vibe_view_load(ngx_http_vibe_view_t *v,
     ngx_http_vibe_pointer_t *pointer);
+
+/* how often it runs: decides how long a reader may take */
+void ngx_http_vibe_view_interval(ngx_http_vibe_view_t *v, ngx_msec_t interval);
 
 /* a public document of this database has changed, or what was one */
 void ngx_http_vibe_view_changed(ngx_http_vibe_view_t *v, ngx_str_t *db);
@@ -167,6 +189,9 @@ void ngx_http_vibe_view_withdraw(ngx_http_vibe_view_t *v, ngx_str_t *global);
 
 /* nothing is known of what has changed: the next run looks at all */
 void ngx_http_vibe_view_reset(ngx_http_vibe_view_t *v);
+
+/* nor of what was withdrawn: a run that may have read before that is ended */
+void ngx_http_vibe_view_missed(ngx_http_vibe_view_t *v);
 
 /* begins a run, if none is under way */
 void ngx_http_vibe_view_run(ngx_http_vibe_view_t *v);

@@ -50,11 +50,15 @@ ngx_http_vibe_view_gather_end(ngx_http_vibe_view_t *v)
 
         if (slot->gather != NULL) {
 
-            if (ngx_http_vibe_names_add(&v->todo, &slot->gather->db)
-                != NGX_OK)
+            if (ngx_http_vibe_names_add(&v->todo, &slot->gather->db) != NGX_OK
+                || ngx_http_vibe_names_add(&v->doubted, &slot->gather->db)
+                   != NGX_OK)
             {
-                v->full[v->target] = 1;
+                ngx_http_vibe_view_reset(v);
             }
+
+            v->doubts = 1;
+            v->until = ngx_current_msec + v->vmcf->couch.timeout;
 
             ngx_http_vibe_gather_end(slot->gather);
             slot->gather = NULL;
@@ -63,6 +67,8 @@ ngx_http_vibe_view_gather_end(ngx_http_vibe_view_t *v)
         if (slot->level != NULL) {
             ngx_http_vibe_level_end(slot->level);
             slot->level = NULL;
+            v->doubtful = 1;
+            v->doubts = 1;
         }
     }
 
@@ -73,7 +79,7 @@ ngx_http_vibe_view_gather_end(ngx_http_vibe_view_t *v)
     }
 
     if (ngx_http_vibe_names_move(&v->dirty[v->target], &v->todo) != NGX_OK) {
-        v->full[v->target] = 1;
+        ngx_http_vibe_view_reset(v);
     }
 
     ngx_http_vibe_names_clear(&v->visited);
@@ -222,7 +228,14 @@ ngx_http_vibe_view_gathered(ngx_http_vibe_gather_t *g, ngx_int_t rc)
 
         ngx_http_vibe_view_changed(v, &g->db);
 
-        if (ngx_http_vibe_view_keep_rows(slot) == NGX_OK) {
+        rc = ngx_http_vibe_view_keep_rows(slot);
+
+        if (rc == NGX_OK) {
+            return;
+        }
+
+        if (rc == NGX_ERROR) {
+            ngx_http_vibe_view_failed(v, NULL, "no memory");
             return;
         }
     }
@@ -235,7 +248,10 @@ ngx_http_vibe_view_gathered(ngx_http_vibe_gather_t *g, ngx_int_t rc)
 }
 
 
-/* rows of a database that cannot be read stay: those that are current */
+/*
+ * Rows of a database that cannot be read stay: those that are current.
+ * NGX_DECLINED: there are none.
+ */
 
 static ngx_int_t
 ngx_http_vibe_view_keep_rows(ngx_http_vibe_view_slot_t *slot)
@@ -247,28 +263,35 @@ ngx_http_vibe_view_keep_rows(ngx_http_vibe_view_slot_t *slot)
     v = slot->view;
     g = slot->gather;
 
-    if (g->did.len == 0 || !v->exists) {
+    if (!v->exists) {
         return NGX_DECLINED;
     }
 
-    from.len = g->did.len + 1;
-    from.data = ngx_pnalloc(g->pool, from.len);
+    /* of whose owner nothing is known they may be anywhere */
 
-    to.len = from.len;
-    to.data = ngx_pnalloc(g->pool, to.len);
+    ngx_str_null(&from);
+    ngx_str_null(&to);
 
-    if (from.data == NULL || to.data == NULL) {
-        return NGX_DECLINED;
+    if (g->did.len) {
+        from.len = g->did.len + 1;
+        from.data = ngx_pnalloc(g->pool, from.len);
+
+        to.len = from.len;
+        to.data = ngx_pnalloc(g->pool, to.len);
+
+        if (from.data == NULL || to.data == NULL) {
+            return NGX_ERROR;
+        }
+
+        ngx_sprintf(from.data, "%V:", &g->did);
+        ngx_sprintf(to.data, "%V;", &g->did);
     }
-
-    ngx_sprintf(from.data, "%V:", &g->did);
-    ngx_sprintf(to.data, "%V;", &g->did);
 
     slot->level = ngx_http_vibe_level(v->vmcf, &v->feed.dbs[v->current],
                                       &v->feed.dbs[v->target], &from, &to,
-                                      ngx_http_vibe_view_kept, slot);
+                                      &g->db, ngx_http_vibe_view_kept, slot);
     if (slot->level == NULL) {
-        return NGX_DECLINED;
+        return NGX_ERROR;
     }
 
     ngx_http_vibe_gather_end(g);
@@ -401,6 +424,10 @@ ngx_http_vibe_view_list_add(ngx_http_vibe_view_t *v,
             continue;
         }
 
+        if (name->next == NULL) {
+            ngx_http_vibe_target_keep(&v->last, &name->string);
+        }
+
         rc = ngx_http_vibe_check_named(v->vmcf, v->ask.pool, &name->string,
                                        &did);
         if (rc == NGX_ABORT) {
@@ -411,10 +438,6 @@ ngx_http_vibe_view_list_add(ngx_http_vibe_view_t *v,
             || ngx_http_vibe_names_add(&v->todo, &name->string) != NGX_OK)
         {
             return NGX_ERROR;
-        }
-
-        if (name->next == NULL) {
-            ngx_http_vibe_target_keep(&v->last, &name->string);
         }
     }
 

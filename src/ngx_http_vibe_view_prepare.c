@@ -13,6 +13,8 @@ static void ngx_http_vibe_view_closed(ngx_http_vibe_ask_t *ask,
 static void ngx_http_vibe_view_index(ngx_http_vibe_view_t *v);
 static void ngx_http_vibe_view_indexed(ngx_http_vibe_ask_t *ask,
     ngx_http_vibe_call_t *call);
+static void ngx_http_vibe_view_designs(ngx_http_vibe_ask_t *ask,
+    ngx_http_vibe_call_t *call);
 static void ngx_http_vibe_view_build_next(ngx_http_vibe_view_t *v);
 static void ngx_http_vibe_view_built(ngx_http_vibe_ask_t *ask,
     ngx_http_vibe_call_t *call);
@@ -75,29 +77,26 @@ ngx_http_vibe_view_made(ngx_http_vibe_ask_t *ask, ngx_http_vibe_call_t *call)
 
     v->step = 0;
 
-    if (call->status == NGX_HTTP_PRECONDITION_FAILED) {
-        ngx_http_vibe_view_index(v);
-        return;
-    }
+    db = ngx_http_vibe_view_unprepared(v);
+    i = db - v->feed.dbs;
 
-    if (call->status != NGX_HTTP_CREATED
-        && call->status != NGX_HTTP_ACCEPTED)
+    if (call->status == NGX_HTTP_CREATED || call->status == NGX_HTTP_ACCEPTED)
     {
+        /* a new one holds nothing, whatever was known of the old one */
+
+        v->full[i] = 1;
+        v->made[i] = 1;
+
+        if (v->exists && v->current == i) {
+            v->exists = 0;
+        }
+
+    } else if (call->status != NGX_HTTP_PRECONDITION_FAILED) {
         ngx_http_vibe_view_failed(v, call, NULL);
         return;
     }
 
-    /* a new one holds nothing, whatever was known of the old one */
-
-    db = ngx_http_vibe_view_unprepared(v);
-    i = db - v->feed.dbs;
-
-    v->full[i] = 1;
-    v->made[i] = 1;
-
-    if (v->exists && v->current == i) {
-        v->exists = 0;
-    }
+    /* whoever has made it may not have come as far as this */
 
     ngx_http_vibe_json_out_init(&out, ask->pool);
     ngx_http_vibe_database_put_security(&out);
@@ -132,8 +131,10 @@ ngx_http_vibe_view_index(ngx_http_vibe_view_t *v)
     db = ngx_http_vibe_view_unprepared(v);
 
     if (v->step == v->indexes.nelts) {
-        v->prepared[db - v->feed.dbs] = 1;
-        ngx_http_vibe_view_make(v);
+        ngx_http_vibe_ask(&v->ask, NGX_HTTP_GET, db,
+                          "/_all_docs?startkey=%22_design%2F%22"
+                          "&endkey=%22_design0%22", NULL,
+                          ngx_http_vibe_view_designs);
         return;
     }
 
@@ -173,6 +174,39 @@ ngx_http_vibe_view_indexed(ngx_http_vibe_ask_t *ask,
 
     v->step++;
     ngx_http_vibe_view_index(v);
+}
+
+
+/* CouchDB counts them as documents */
+
+static void
+ngx_http_vibe_view_designs(ngx_http_vibe_ask_t *ask,
+    ngx_http_vibe_call_t *call)
+{
+    ngx_http_vibe_view_t *v = ask->data;
+
+    ngx_uint_t             i;
+    ngx_http_vibe_json_t  *root, *rows;
+
+    rows = NULL;
+
+    if (call->status == NGX_HTTP_OK
+        && ngx_http_vibe_scan_answer(ask->pool, call, 2, &root) == NGX_OK)
+    {
+        rows = ngx_http_vibe_json_get(root, "rows");
+    }
+
+    if (rows == NULL || rows->type != NGX_HTTP_VIBE_JSON_ARRAY) {
+        ngx_http_vibe_view_failed(v, call, NULL);
+        return;
+    }
+
+    i = ngx_http_vibe_view_unprepared(v) - v->feed.dbs;
+
+    v->designs[i] = rows->n;
+    v->prepared[i] = 1;
+
+    ngx_http_vibe_view_make(v);
 }
 
 

@@ -1,6 +1,7 @@
 
 #include "ngx_http_vibe_views.h"
 #include "ngx_http_vibe_ask.h"
+#include "ngx_http_vibe_check.h"
 #include "ngx_http_vibe_feeds.h"
 #include "ngx_http_vibe_lease.h"
 #include "ngx_http_vibe_poll.h"
@@ -43,6 +44,8 @@ static void ngx_http_vibe_views_load(void);
 static void ngx_http_vibe_views_loaded(ngx_http_vibe_ask_t *ask,
     ngx_http_vibe_call_t *call);
 static void ngx_http_vibe_views_match(void);
+static void ngx_http_vibe_views_interval(ngx_http_vibe_view_t *v,
+    ngx_msec_t interval);
 static void ngx_http_vibe_views_drop(void);
 static void ngx_http_vibe_views_untell(void);
 static ngx_http_vibe_view_t *ngx_http_vibe_views_add(
@@ -55,11 +58,13 @@ static void ngx_http_vibe_views_forget(ngx_http_vibe_json_t *rows);
 static void ngx_http_vibe_views_forgotten(ngx_http_vibe_ask_t *ask,
     ngx_http_vibe_call_t *call);
 static void ngx_http_vibe_views_poll(ngx_str_t *since);
+static void ngx_http_vibe_views_reset(void);
 static void ngx_http_vibe_views_begun(void);
 static void ngx_http_vibe_views_gone(void);
 static void ngx_http_vibe_views_caught(void);
 static void ngx_http_vibe_views_catch_up(ngx_http_vibe_view_t *v);
 static void ngx_http_vibe_views_change(ngx_http_vibe_json_t *change);
+static ngx_uint_t ngx_http_vibe_views_moved(ngx_http_vibe_json_t *doc);
 static void ngx_http_vibe_views_changed(ngx_http_vibe_view_t *v,
     ngx_http_vibe_json_t *doc);
 static ngx_msec_t ngx_http_vibe_views_runs(void);
@@ -190,10 +195,15 @@ ngx_http_vibe_views_tick(ngx_event_t *ev)
 
         if (ngx_current_msec - vs->swept > vs->vmcf->sweep) {
             vs->swept = ngx_current_msec;
-            ngx_http_vibe_views_begun();
+            ngx_http_vibe_views_reset();
         }
 
         wait = ngx_http_vibe_views_runs();
+    }
+
+    /* what is withdrawn does not wait for the registry */
+
+    if (vs->polling) {
         ngx_http_vibe_poll_step(&vs->poll);
     }
 
@@ -303,10 +313,28 @@ ngx_http_vibe_views_match(void)
         }
 
         if (v != NULL) {
-            v->feed.interval = feed[i].interval;
+            ngx_http_vibe_views_interval(v, feed[i].interval);
             ngx_http_vibe_views_tell(v, 0);
         }
     }
+}
+
+
+/* a shorter one does not wait for the end of the longer one */
+
+static void
+ngx_http_vibe_views_interval(ngx_http_vibe_view_t *v, ngx_msec_t interval)
+{
+    ngx_http_vibe_views_due_t *due = v->data;
+
+    if (interval < v->feed.interval
+        && (ngx_msec_int_t) (due->due - ngx_current_msec)
+           > (ngx_msec_int_t) interval)
+    {
+        due->due = ngx_current_msec + interval;
+    }
+
+    ngx_http_vibe_view_interval(v, interval);
 }
 
 
@@ -438,11 +466,24 @@ static void
 ngx_http_vibe_views_pointers(ngx_http_vibe_json_t *rows, ngx_str_t *since)
 {
     uint64_t                  oldest;
+    ngx_int_t                 rc;
+    ngx_queue_t              *q;
     ngx_http_vibe_view_t     *v;
-    ngx_http_vibe_json_t     *row, *doc;
+    ngx_http_vibe_json_t     *row, *doc, *rev;
     ngx_http_vibe_pointer_t   pointer;
 
     oldest = (uint64_t) -1;
+
+    for (q = ngx_queue_head(&ngx_http_vibe_views.queue);
+         q != ngx_queue_sentinel(&ngx_http_vibe_views.queue);
+         q = ngx_queue_next(q))
+    {
+        v = ngx_queue_data(q, ngx_http_vibe_view_t, queue);
+
+        if (!v->running) {
+            ngx_http_vibe_view_load(v, NULL);
+        }
+    }
 
     for (row = rows->child; row; row = row->next) {
 
@@ -453,17 +494,36 @@ ngx_http_vibe_views_pointers(ngx_http_vibe_json_t *rows, ngx_str_t *since)
             continue;
         }
 
-        if (ngx_http_vibe_pointer_read(ngx_http_vibe_views.ask.pool, doc,
-                                       &pointer)
-            != NGX_OK)
-        {
+        if (ngx_http_vibe_copy_newer_format(doc)) {
             ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, 0,
-                          "the pointer of \"%V\" cannot be understood: "
-                          "the feed is left alone", &v->feed.name);
+                          "the pointer of \"%V\" has the format of a newer "
+                          "version: the feed is left alone", &v->feed.name);
 
             ngx_queue_remove(&v->queue);
             ngx_http_vibe_view_end(v);
             continue;
+        }
+
+        rc = ngx_http_vibe_pointer_read(ngx_http_vibe_views.ask.pool, doc,
+                                        &pointer);
+
+        if (rc == NGX_ERROR) {
+            ngx_http_vibe_views.loaded = 0;
+            continue;
+        }
+
+        if (rc == NGX_DECLINED) {
+            ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, 0,
+                          "the pointer of \"%V\" cannot be understood and is "
+                          "written anew", &v->feed.name);
+
+            ngx_memzero(&pointer, sizeof(ngx_http_vibe_pointer_t));
+
+            rev = ngx_http_vibe_json_get(doc, "_rev");
+
+            if (rev != NULL) {
+                pointer.rev = rev->string;
+            }
         }
 
         ngx_http_vibe_view_load(v, &pointer);
@@ -614,10 +674,8 @@ ngx_http_vibe_views_poll(ngx_str_t *since)
 }
 
 
-/* it begins from now: what came before is not known */
-
 static void
-ngx_http_vibe_views_begun(void)
+ngx_http_vibe_views_reset(void)
 {
     ngx_queue_t  *q;
 
@@ -631,13 +689,38 @@ ngx_http_vibe_views_begun(void)
 }
 
 
+/* it begins from now: what came before is not known */
+
+static void
+ngx_http_vibe_views_begun(void)
+{
+    ngx_queue_t                *q;
+    ngx_http_vibe_view_t       *v;
+    ngx_http_vibe_views_due_t  *due;
+
+    for (q = ngx_queue_head(&ngx_http_vibe_views.queue);
+         q != ngx_queue_sentinel(&ngx_http_vibe_views.queue);
+         q = ngx_queue_next(q))
+    {
+        v = ngx_queue_data(q, ngx_http_vibe_view_t, queue);
+        due = v->data;
+
+        ngx_http_vibe_view_missed(v);
+
+        if (!v->running && !v->failed) {
+            due->due = ngx_current_msec;
+        }
+    }
+}
+
+
 static void
 ngx_http_vibe_views_gone(void)
 {
     ngx_queue_t           *q;
     ngx_http_vibe_view_t  *v;
 
-    ngx_http_vibe_views_begun();
+    ngx_http_vibe_views_reset();
 
     for (q = ngx_queue_head(&ngx_http_vibe_views.queue);
          q != ngx_queue_sentinel(&ngx_http_vibe_views.queue);
@@ -680,26 +763,33 @@ ngx_http_vibe_views_catch_up(ngx_http_vibe_view_t *v)
 }
 
 
-/* without a collection it may be of any */
+/*
+ * Without a collection it may be of any.  A stub says nothing: a copy or a
+ * tombstone will follow.
+ */
 
 static void
 ngx_http_vibe_views_change(ngx_http_vibe_json_t *change)
 {
+    ngx_uint_t             public, ours;
     ngx_queue_t           *q;
-    ngx_http_vibe_json_t  *id, *doc, *collection;
+    ngx_http_vibe_json_t  *id, *doc, *collection, *access;
     ngx_http_vibe_view_t  *v;
 
     id = ngx_http_vibe_json_get(change, "id");
     doc = ngx_http_vibe_json_get(change, "doc");
+    access = ngx_http_vibe_json_get(doc, "vibe_access");
 
     if (id == NULL
         || id->type != NGX_HTTP_VIBE_JSON_STRING
         || id->string.len == 0
-        || id->string.data[0] == '_')
+        || id->string.data[0] == '_'
+        || ngx_http_vibe_json_is_string(access, "none"))
     {
         return;
     }
 
+    public = ngx_http_vibe_json_is_string(access, "public");
     collection = ngx_http_vibe_json_get(doc, "collection");
 
     for (q = ngx_queue_head(&ngx_http_vibe_views.queue);
@@ -708,20 +798,33 @@ ngx_http_vibe_views_change(ngx_http_vibe_json_t *change)
     {
         v = ngx_queue_data(q, ngx_http_vibe_view_t, queue);
 
-        if (collection != NULL
-            && !ngx_http_vibe_same(&collection->string, &v->feed.collection))
-        {
-            continue;
+        ours = (collection == NULL
+                || ngx_http_vibe_same(&collection->string,
+                                      &v->feed.collection));
+
+        if (ours) {
+            ngx_http_vibe_views_changed(v, doc);
         }
 
-        ngx_http_vibe_views_changed(v, doc);
-
-        if (!ngx_http_vibe_json_is_string(
-                ngx_http_vibe_json_get(doc, "vibe_access"), "public"))
-        {
+        if (!public || (!ours && ngx_http_vibe_views_moved(doc))) {
             ngx_http_vibe_view_withdraw(v, &id->string);
         }
     }
+}
+
+
+/* 1 if its document may have been in another collection before */
+
+static ngx_uint_t
+ngx_http_vibe_views_moved(ngx_http_vibe_json_t *doc)
+{
+    ngx_http_vibe_json_t  *rev;
+
+    rev = ngx_http_vibe_json_get(doc, "vibe_rev");
+
+    return rev == NULL
+           || rev->string.len < 2
+           || ngx_strncmp(rev->string.data, "1-", 2) != 0;
 }
 
 
@@ -730,12 +833,19 @@ ngx_http_vibe_views_change(ngx_http_vibe_json_t *change)
 static void
 ngx_http_vibe_views_changed(ngx_http_vibe_view_t *v, ngx_http_vibe_json_t *doc)
 {
+    ngx_str_t              did;
     ngx_http_vibe_json_t  *db;
 
     db = ngx_http_vibe_json_get(doc, "vibe_db");
 
-    if (db == NULL || db->type != NGX_HTTP_VIBE_JSON_STRING
-        || db->string.len == 0)
+    /* nor is it anybody's of before another vibe_db_prefix */
+
+    if (db == NULL
+        || db->type != NGX_HTTP_VIBE_JSON_STRING
+        || ngx_http_vibe_check_named(ngx_http_vibe_views.vmcf,
+                                     ngx_http_vibe_views.poll.ask.pool,
+                                     &db->string, &did)
+           == NGX_ABORT)
     {
         ngx_http_vibe_view_reset(v);
         return;
@@ -751,7 +861,7 @@ static ngx_msec_t
 ngx_http_vibe_views_runs(void)
 {
     ngx_msec_t                  wait;
-    ngx_queue_t                *q;
+    ngx_queue_t                *q, *next;
     ngx_http_vibe_view_t       *v;
     ngx_http_vibe_views_t      *vs;
     ngx_http_vibe_zone_feed_t   told;
@@ -762,8 +872,10 @@ ngx_http_vibe_views_runs(void)
 
     for (q = ngx_queue_head(&vs->queue);
          q != ngx_queue_sentinel(&vs->queue);
-         q = ngx_queue_next(q))
+         q = next)
     {
+        next = ngx_queue_next(q);
+
         v = ngx_queue_data(q, ngx_http_vibe_view_t, queue);
         due = v->data;
 
@@ -792,6 +904,12 @@ ngx_http_vibe_views_runs(void)
         }
 
         if (vs->running < NGX_HTTP_VIBE_VIEWS_RUNS) {
+
+            /* behind all others, which may be due, too */
+
+            ngx_queue_remove(q);
+            ngx_queue_insert_tail(&vs->queue, q);
+
             ngx_http_vibe_views_run(v);
         }
     }
@@ -846,14 +964,16 @@ ngx_http_vibe_views_ended(ngx_http_vibe_view_t *v)
         vs->loaded = 0;
     }
 
-    if (v->failed || v->broken) {
+    if (v->failed || v->broken || v->again) {
 
         retry = ngx_current_msec
                 + ngx_http_vibe_couch_backoff(++due->failures,
                                               NGX_HTTP_VIBE_VIEWS_FIRST,
                                               NGX_HTTP_VIBE_VIEWS_LAST);
 
-        if ((ngx_msec_int_t) (due->due - retry) > 0) {
+        if ((ngx_msec_int_t) (due->due - retry) > 0
+            || (ngx_msec_int_t) (due->due - ngx_current_msec) <= 0)
+        {
             due->due = retry;
         }
 

@@ -105,6 +105,7 @@ ngx_http_vibe_withdraw_begin(ngx_event_t *ev)
     }
 
     w->busy = 1;
+    w->failed = 0;
     w->second = 0;
     w->first = !w->current;
 
@@ -307,16 +308,20 @@ ngx_http_vibe_withdraw_done(ngx_http_vibe_withdraw_t *w)
 static void
 ngx_http_vibe_withdraw_next(ngx_http_vibe_withdraw_t *w)
 {
-    w->failures = 0;
-
     if (!w->second) {
         w->second = 1;
         ngx_http_vibe_withdraw_look(w);
         return;
     }
 
+    if (w->failed) {
+        ngx_http_vibe_withdraw_failed(w);
+        return;
+    }
+
     ngx_http_vibe_names_clear(&w->taken);
 
+    w->failures = 0;
     w->busy = 0;
 
     if (w->waiting.n) {
@@ -325,12 +330,24 @@ ngx_http_vibe_withdraw_next(ngx_http_vibe_withdraw_t *w)
 }
 
 
-/* from the first database on */
+/* what one database does with it keeps the other one not waiting */
 
 static void
 ngx_http_vibe_withdraw_failed(ngx_http_vibe_withdraw_t *w)
 {
+    if (w->busy && !w->second) {
+        w->failed = 1;
+        ngx_http_vibe_withdraw_next(w);
+        return;
+    }
+
     w->busy = 0;
+
+    if (w->failures == 0) {
+        ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, 0,
+                      "rows that were withdrawn from \"%V\" or \"%V\" could "
+                      "not be deleted yet", &w->dbs[0], &w->dbs[1]);
+    }
 
     ngx_add_timer(&w->event,
                   ngx_http_vibe_couch_backoff(++w->failures,

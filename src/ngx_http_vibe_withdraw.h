@@ -28,6 +28,9 @@
 #define NGX_HTTP_VIBE_WITHDRAW_FIRST  100
 #define NGX_HTTP_VIBE_WITHDRAW_LAST   2000
 
+/* failures, one after another, after which nobody waits for it */
+#define NGX_HTTP_VIBE_WITHDRAW_TRIES  5
+
 
 typedef struct {
     ngx_str_t                   *dbs;          /* two */
@@ -44,8 +47,9 @@ typedef struct {
     ngx_http_vibe_bulk_t        *bulk;
     ngx_uint_t                   first;        /* the database begun with */
     ngx_uint_t                   second;       /* 1: at the other one */
-    ngx_uint_t                   failures;
+    ngx_uint_t                   failures;     /* out: one after another */
     unsigned                     busy:1;
+    unsigned                     failed:1;     /* at the first one */
 } ngx_http_vibe_withdraw_t;
 
 

@@ -76,7 +76,7 @@ class Check {
 
   async run() {
     this.pass = 'databases';
-    await forEach(this.#names(), (db) => this.#guard(db, () => this.#checkDatabase(db)));
+    await forEach(this.names(), (db) => this.guard(db, () => this.#checkDatabase(db)));
     await this.#flush();
     this.pass = this.options.global;
     for (const range of await this.#ranges()) await this.#checkGlobal(range);
@@ -84,7 +84,8 @@ class Check {
     return this.counts;
   }
 
-  async* #names() {
+  /** The users' databases. */
+  async* names() {
     const { databases, prefixes, global } = this.options;
     if (databases.length) {
       yield* databases;
@@ -98,7 +99,7 @@ class Check {
   }
 
   /** One database that fails keeps no other out. */
-  async #guard(what, work) {
+  async guard(what, work) {
     try {
       await work();
     } catch (error) {
@@ -241,7 +242,7 @@ class Check {
     }
     for (const group of byDatabase(candidates)) {
       const { db } = group[0].pair;
-      await this.#guard(db, async () => { suspects.push(...await this.#unwanted(db, group)); });
+      await this.guard(db, async () => { suspects.push(...await this.#unwanted(db, group)); });
     }
     return suspects;
   }
@@ -330,7 +331,7 @@ class Check {
     const left = [];
     await forEach(inGroups(suspects), (group) => {
       const { pair } = group[0];
-      return this.#guard(pair ? pair.db : group[0].gid, async () => {
+      return this.guard(pair ? pair.db : group[0].gid, async () => {
         left.push(...await (pair ? this.#lookAtPairs(group) : this.#lookAtForeign(group)));
       });
     });

@@ -103,6 +103,12 @@ function wrongMembers(copy, wanted) {
 
 const MAX_NAMED = 5;
 
+/** The finding about what has these members wrong. */
+function stale(wrong) {
+  const more = wrong.length > MAX_NAMED ? ` and ${wrong.length - MAX_NAMED} more` : '';
+  return { kind: 'stale', why: `wrong: ${wrong.slice(0, MAX_NAMED).join(', ')}${more}` };
+}
+
 /**
  * What is wrong with a place in `global`.
  * @param {Wanted} wanted
@@ -125,8 +131,7 @@ function judge(wanted, row) {
   if (others) return { kind: 'conflict', why: `${others + 1} revisions of it live` };
   const wrong = wrongMembers(copy, wanted);
   if (!wrong.length) return undefined;
-  const more = wrong.length > MAX_NAMED ? ` and ${wrong.length - MAX_NAMED} more` : '';
-  return { kind: 'stale', why: `wrong: ${wrong.slice(0, MAX_NAMED).join(', ')}${more}` };
+  return stale(wrong);
 }
 
 /** An object of texts as a text. */
@@ -189,5 +194,6 @@ function tombstoneOf(gid, old, rev) {
 }
 
 module.exports = {
-  conflictsOf, isNewer, isStub, isWanted, judge, stubOf, textOf, tombstoneOf, wantedFor,
+  FORMAT, collectionOf, conflictsOf, isNewer, isPassedOn, isStub, isWanted, judge, stale, stubOf,
+  textOf, tombstoneOf, wantedFor,
 };

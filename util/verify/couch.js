@@ -394,6 +394,35 @@ class Couch {
       size = Math.min(PAGE, size * 2);
     }
   }
+
+  /**
+   * All documents that match a selector, a text, as CouchDB understands it; page by page, none if
+   * there is no such database.
+   * @returns {AsyncGenerator<[string, string][][]>}
+   */
+  async* matching(db, selector) {
+    let size = PAGE;
+    let bookmark = '""';
+    for (;;) {
+      let answer;
+      try {
+        answer = await this.ask('POST', `/${segment(db)}/_find`,
+          `{"selector":${selector},"limit":${size},"bookmark":${bookmark}}`,
+          { statuses: [404], max: size > 1 ? MAX_ANSWER : Infinity });
+      } catch (error) {
+        if (!(error instanceof TooLarge)) throw error;
+        size = Math.ceil(size / 2);
+        continue;
+      }
+      if (answer.status === 404) return;
+      const found = members(answer.text);
+      const docs = splitArray(found.get('docs')).map(splitObject);
+      if (!docs.length) return;
+      yield docs;
+      bookmark = found.get('bookmark');
+      size = Math.min(PAGE, size * 2);
+    }
+  }
 }
 
 /**

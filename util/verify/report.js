@@ -4,7 +4,6 @@
  * What verify.sh tells: the differences and the sum on stdout, progress and failures on stderr.
  */
 
-const { KINDS } = require('./check');
 const { line, plural } = require('./terminal');
 
 /** How often progress is told, on a terminal and elsewhere. */
@@ -12,12 +11,13 @@ const TERMINAL_MS = 500;
 const PLAIN_MS = 10000;
 const MAX_FAILURES = 20;
 
-const zeros = () => Object.fromEntries(KINDS.map((kind) => [kind, 0]));
-
 class Report {
-  /** @param {{json: boolean, quiet: boolean, progress: boolean}} options */
-  constructor(options) {
-    this.options = options;
+  /**
+   * @param {{json: boolean, quiet: boolean, progress: boolean}} options
+   * @param {string[]} kinds what may be found wrong
+   */
+  constructor(options, kinds) {
+    Object.assign(this, { options, kinds });
     this.terminal = Boolean(process.stderr.isTTY);
     this.began = Date.now();
     this.told = this.began;
@@ -27,17 +27,21 @@ class Report {
 
   /** A run through all begins. */
   begin() {
-    this.found = zeros();
-    this.repaired = zeros();
+    this.found = this.#zeros();
+    this.repaired = this.#zeros();
     this.failures = 0;
   }
 
+  #zeros() {
+    return Object.fromEntries(this.kinds.map((kind) => [kind, 0]));
+  }
+
   get differences() {
-    return KINDS.reduce((sum, kind) => sum + this.found[kind], 0);
+    return this.kinds.reduce((sum, kind) => sum + this.found[kind], 0);
   }
 
   get mended() {
-    return KINDS.reduce((sum, kind) => sum + this.repaired[kind], 0);
+    return this.kinds.reduce((sum, kind) => sum + this.repaired[kind], 0);
   }
 
   #clear() {
@@ -46,10 +50,10 @@ class Report {
   }
 
   /**
-   * @param {import('./check').Suspect} suspect
+   * @param {import('./check').Suspect | import('./feeds').Suspect} suspect
    * @param {string} [result] why it was not repaired, '' if it was, undefined if nobody tried
    */
-  difference({ gid, pair, finding }, result) {
+  difference({ feed, gid, pair, finding }, result) {
     this.found[finding.kind]++;
     if (result === '') this.repaired[finding.kind]++;
     if (this.options.quiet) return;
@@ -57,11 +61,11 @@ class Report {
     const did = result === undefined ? undefined : result || 'repaired';
     if (this.options.json) {
       const { kind, why } = finding;
-      const found = { kind, id: gid, db: pair?.db, why, result: did };
+      const found = { kind, feed: feed?.name, id: gid, db: pair?.db, why, result: did };
       process.stdout.write(`${JSON.stringify(found)}\n`);
       return;
     }
-    const columns = [finding.kind, gid, finding.why];
+    const columns = [finding.kind, ...(feed ? [feed.name] : []), gid, finding.why];
     if (did) columns.push(did === 'repaired' ? did : `not repaired: ${did}`);
     process.stdout.write(`${columns.map(line).join('\t')}\n`);
   }
@@ -83,7 +87,8 @@ class Report {
     const text = `${Math.round((now - this.began) / 1000)} s, in ${pass}: `
       + `${plural(counts.databases, 'database', 'databases')}, `
       + `${plural(counts.documents, 'document', 'documents')}, `
-      + `${plural(counts.copies, 'copy', 'copies')}, `
+      + `${counts.feeds === undefined ? plural(counts.copies, 'copy', 'copies')
+        : plural(counts.rows, 'row', 'rows')}, `
       + `${plural(this.differences, 'difference', 'differences')}`;
     process.stderr.write(this.terminal ? `\r\x1b[K${text}` : `verify.sh: ${text}\n`);
     this.shown = this.terminal;
@@ -111,13 +116,15 @@ class Report {
   }
 
   #sentences(counts, first) {
-    const list = (sum) => KINDS.filter((kind) => sum[kind])
+    const list = (sum) => this.kinds.filter((kind) => sum[kind])
       .map((kind) => `${sum[kind].toLocaleString('en')} ${kind}`).join(', ') || 'no difference';
     const lines = [
       `${plural(counts.databases, 'database', 'databases')}, `
-        + `${plural(counts.documents, 'document', 'documents')}, `
-        + `${counts.expected.toLocaleString('en')} of them for others to read; `
-        + `${plural(counts.copies, 'copy', 'copies')}`,
+        + `${plural(counts.documents, 'document', 'documents')}, ${counts.feeds === undefined
+          ? `${counts.expected.toLocaleString('en')} of them for others to read; `
+            + `${plural(counts.copies, 'copy', 'copies')}`
+          : `${counts.expected.toLocaleString('en')} of them for a feed; `
+            + `${plural(counts.feeds, 'feed', 'feeds')}, ${plural(counts.rows, 'row', 'rows')}`}`,
     ];
     const notes = [
       [counts.unowned, 'without a known owner, not mirrored (util/adopt.sh)'],

@@ -4,8 +4,9 @@
  * util/verify.sh: see USAGE. Nothing here is the module's: it is the witness against it.
  */
 
-const { Check } = require('./check');
+const { Check, KINDS } = require('./check');
 const { Couch, Fatal } = require('./couch');
+const { FEED_KINDS, FeedCheck, readRegistry } = require('./feeds');
 const { isDatabase, isUsers } = require('./ids');
 const { Repair } = require('./repair');
 const { Report } = require('./report');
@@ -23,12 +24,21 @@ line: the kind, the global id and the reason, divided by tabs.
   foreign    a document in global that is no copy of any
   conflict   a copy of which several revisions live
 
+With --registry it compares the users' databases with the feeds instead, each in
+the database that its pointer names, and prints the feed behind the kind.
+
+  pointer    the pointer is not there, or not what it should be
+  missing    a document that belongs into the feed has no row
+  stale      its row is not what it should be
+  foreign    a row of what does not belong into the feed
+
   --repair          set right what differs, then compare again
   --database NAME   only this database, and in global its owner's copies
                     (may be repeated)
   --prefix PREFIX   of users' databases: vibe_db_prefix (userdb-; may be
                     repeated)
   --global NAME     the database that holds the copies (global)
+  --registry FILE   the feeds of this registry
   --settle SECONDS  how long a difference may persist before it counts (0)
   --json            differences and sum as JSON, one object a line
   --quiet           print no differences, and without --json no sum either
@@ -47,6 +57,7 @@ const OPTIONS = {
   database: { type: 'string', multiple: true, default: [] },
   prefix: { type: 'string', multiple: true },
   global: { type: 'string', default: 'global' },
+  registry: { type: 'string' },
   settle: { type: 'string', default: '0' },
   json: { type: 'boolean', default: false },
   quiet: { type: 'boolean', default: false },
@@ -66,6 +77,9 @@ function readOptions() {
       throw new Fatal(`not a user's database (--prefix ${prefixes.join(' --prefix ')}): ${name}`);
     }
   }
+  if (values.registry !== undefined && (values.repair || values.database.length)) {
+    throw new Fatal('--registry goes with neither --repair nor --database');
+  }
   return {
     ...values, prefixes, settle: Number(values.settle), databases: [...new Set(values.database)],
   };
@@ -81,27 +95,41 @@ function verify(couch, options, report, repair) {
   return check.run();
 }
 
+async function verifyFeeds(couch, options, report, feeds) {
+  const check = new Check(couch, options, report, async () => {});
+  const counts = await new FeedCheck(check, report).run(feeds);
+  report.sum(counts);
+  return counts;
+}
+
+async function verifyGlobal(couch, options, report) {
+  let counts = await verify(couch, options, report, options.repair);
+  let first;
+  if (options.repair) {
+    first = { found: report.found, repaired: report.repaired };
+    if (report.differences) {
+      // What is left is told again: it is what the operator has to see to.
+      report.begin();
+      counts = await verify(couch, options, report, false);
+    }
+  }
+  report.sum(counts, first);
+  return counts;
+}
+
 async function main() {
   if (process.argv.includes('--help')) {
     process.stdout.write(USAGE);
     return 0;
   }
   const options = readOptions();
+  const feeds = options.registry === undefined ? undefined : readRegistry(options.registry);
   const couch = Couch.fromEnvironment();
-  const report = new Report(options);
+  const report = new Report(options, feeds ? FEED_KINDS : KINDS);
   try {
     await couch.check();
-    let counts = await verify(couch, options, report, options.repair);
-    let first;
-    if (options.repair) {
-      first = { found: report.found, repaired: report.repaired };
-      if (report.differences) {
-        // What is left is told again: it is what the operator has to see to.
-        report.begin();
-        counts = await verify(couch, options, report, false);
-      }
-    }
-    report.sum(counts, first);
+    const counts = await (feeds ? verifyFeeds(couch, options, report, feeds)
+      : verifyGlobal(couch, options, report));
     if (counts.failed) return 2;
     return report.differences ? 1 : 0;
   } finally {

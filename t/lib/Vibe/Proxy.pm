@@ -18,6 +18,18 @@ package Vibe::Proxy;
 #     answer($hold, $status, $body)     answered here and not sent on
 #     lose($hold)                       sent on, its answer thrown away and
 #                                       the connection closed
+#     cut($hold)                        sent on, and closed after half of its
+#                                       answer
+#
+# A hold can be told beforehand, and then keeps nothing back:
+#
+#     $proxy->hold($pattern, 'answer', 500, { error => 'x' });
+#     $proxy->hold($pattern, 'lose');
+#     ... $proxy->caught($hold) ...     whether it has caught its request
+#
+# always($pattern, $status, $body) answers all of which the pattern matches, and
+# that are not caught, till always(); asked() is a list of "METHOD PATH", since
+# the last time.
 #
 # All else is passed on at once.  Vibe::Proxy->start(global => NAME) lets the
 # database NAME stand in for `global`: one that is not there yet, for example.
@@ -51,14 +63,18 @@ sub start {
     my $self = bless {
         url => 'http://127.0.0.1:' . $listen->sockport,
         auth => $auth, control => $here, last => 0,
+        log => Vibe::write_file(''), seen => 0,
     }, $class;
+
+    open(my $log, '>>', $self->{log}) or die "$self->{log}: $!\n";
+    $log->autoflush(1);
 
     $self->{pid} = Vibe::_fork(sub {
         close $here;
         $SIG{PIPE} = 'IGNORE';
         _loop({ couch => $couch, listen => $listen, control => $there,
-                global => $opt{global},
-                select => IO::Select->new($listen, $there),
+                global => $opt{global}, log => $log, always => [],
+                caught => {}, select => IO::Select->new($listen, $there),
                 told => '', in => {}, holds => [], held => {}, up => {} });
     });
 
@@ -80,11 +96,32 @@ sub http_config {
 
 
 sub hold {
-    my ($self, $pattern) = @_;
+    my ($self, $pattern, @action) = @_;
 
     my $id = ++$self->{last};
-    $self->_ask('hold', $id, $pattern);
+    $self->_ask('hold', $id, $pattern, _plain(@action));
     return $id;
+}
+
+
+sub caught { return $_[0]->_ask('caught', $_[1]) }
+
+
+sub always {
+    my ($self, @rule) = @_;
+
+    return $self->_ask('always', 0, _plain(@rule));
+}
+
+
+sub asked {
+    my ($self) = @_;
+
+    my @lines = split /\n/, Vibe::read_file($self->{log});
+    my @new = splice(@lines, $self->{seen});
+
+    $self->{seen} += @new;
+    return @new;
 }
 
 
@@ -112,12 +149,16 @@ sub release { return $_[0]->_ask('release', $_[1]) }
 
 sub lose { return $_[0]->_ask('lose', $_[1]) }
 
-sub answer {
-    my ($self, $id, $status, $body) = @_;
+sub cut { return $_[0]->_ask('cut', $_[1]) }
 
-    return $self->_ask('answer', $id, $status,
-                       ref $body ? $json->encode($body) : $body);
+sub answer {
+    my ($self, $id, @answer) = @_;
+
+    return $self->_ask('answer', $id, _plain(@answer));
 }
+
+
+sub _plain { return map { ref ? $json->encode($_) : $_ } @_ }
 
 
 sub _ask {
@@ -183,9 +224,18 @@ sub _command {
     my ($p, $name, $id, @more) = @_;
 
     if ($name eq 'hold') {
-        push @{ $p->{holds} }, { id => $id, pattern => qr/$more[0]/s };
+        my ($pattern, @action) = @more;
+        push @{ $p->{holds} }, { id => $id, pattern => qr/$pattern/s,
+                                 action => \@action };
         return _reply($p, 1);
     }
+
+    if ($name eq 'always') {
+        $p->{always} = \@more;
+        return _reply($p, 1);
+    }
+
+    return _reply($p, $p->{caught}{$id} ? 1 : 0) if $name eq 'caught';
 
     if ($name eq 'drop') {
         $p->{holds} = [grep { $_->{id} != $id } @{ $p->{holds} }];
@@ -207,19 +257,23 @@ sub _command {
     delete $p->{held}{$id};
     return _reply($p, 0) if !$held;
 
-    if ($name eq 'answer') {
-        my ($status, $body) = @more;
-        _write($held->{client},
-               "HTTP/1.1 $status Held\r\nContent-Type: application/json\r\n"
-               . 'Content-Length: ' . length($body)
-               . "\r\nConnection: close\r\n\r\n$body");
-        _close($p, $held->{client});
-
-    } else {
-        _forward($p, $held->{client}, $held->{text}, $name eq 'lose');
-    }
-
+    _act($p, $held->{client}, $held->{text}, $name, @more);
     return _reply($p, 1);
+}
+
+
+sub _act {
+    my ($p, $client, $text, $name, @more) = @_;
+
+    return _forward($p, $client, $text, $name) if $name ne 'answer';
+
+    my ($status, $body) = @more;
+
+    _write($client,
+           "HTTP/1.1 $status Held\r\nContent-Type: application/json\r\n"
+           . 'Content-Length: ' . length($body)
+           . "\r\nConnection: close\r\n\r\n$body");
+    _close($p, $client);
 }
 
 
@@ -264,19 +318,31 @@ sub _from_nginx {
     my $asked = "$method $path $body";
     my ($hold) = grep { $asked =~ $_->{pattern} } @{ $p->{holds} };
 
+    print { $p->{log} } "$method $path\n";
+
     if ($hold) {
         $p->{holds} = [grep { $_ != $hold } @{ $p->{holds} }];
+        $p->{caught}{ $hold->{id} } = 1;
+
+        return _act($p, $c, $text, @{ $hold->{action} })
+            if @{ $hold->{action} };
+
         $p->{held}{ $hold->{id} } = { client => $c, text => $text };
         _waited($p, $hold->{id});
         return;
     }
 
-    _forward($p, $c, $text, 0);
+    my ($always, @answer) = @{ $p->{always} };
+
+    return _act($p, $c, $text, 'answer', @answer)
+        if defined $always && $asked =~ /$always/s;
+
+    _forward($p, $c, $text, 'release');
 }
 
 
 sub _forward {
-    my ($p, $client, $text, $lose) = @_;
+    my ($p, $client, $text, $how) = @_;
 
     my $up = IO::Socket::INET->new(PeerAddr => $p->{couch});
 
@@ -287,7 +353,7 @@ sub _forward {
 
     _write($up, $text);
     $p->{select}->add($up);
-    $p->{up}{$up} = { client => $client, lose => $lose };
+    $p->{up}{$up} = { client => $client, how => $how, kept => '' };
 }
 
 
@@ -302,11 +368,16 @@ sub _from_couch {
         delete $p->{up}{$up};
         $p->{select}->remove($up);
         close $up;
+
+        _write($for->{client}, substr($for->{kept}, 0,
+                                      length($for->{kept}) / 2))
+            if $for->{how} eq 'cut';
         _close($p, $for->{client});
         return;
     }
 
-    _write($for->{client}, $bytes) if !$for->{lose};
+    _write($for->{client}, $bytes) if $for->{how} eq 'release';
+    $for->{kept} .= $bytes if $for->{how} eq 'cut';
 }
 
 
