@@ -20,7 +20,7 @@ use Vibe::Repair;
 use Vibe::Writers;
 
 my $long = $ENV{VIBE_CRASH_LONG};
-my $writes = $ENV{VIBE_CRASH_WRITES} || ($long ? 2000 : 1000);
+my $writes = $ENV{VIBE_CRASH_WRITES} || ($long ? 2000 : $ENV{VIBE_SHORT} ? 500 : 1000);
 my $first = $ENV{VIBE_CRASH_SEED} || $$;
 
 # How often each gets killed.

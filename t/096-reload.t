@@ -19,7 +19,7 @@ use Vibe::Repair;
 use Vibe::Writers;
 
 my $seed = $ENV{VIBE_RELOAD_SEED} || $$;
-my $reloads = $ENV{VIBE_RELOADS} || 20;
+my $reloads = $ENV{VIBE_RELOADS} || ($ENV{VIBE_SHORT} ? 8 : 20);
 
 # Seconds: until an old worker has ended, and a new one owns the lease.
 my $leaving = 30;

@@ -20,7 +20,7 @@ use Vibe::Tap;
 
 my $json = JSON::PP->new->utf8->canonical->allow_nonref;
 my $true = JSON::PP::true;
-my $databases = $ENV{VIBE_LONG} ? 2000 : 300;
+my $databases = $ENV{VIBE_LONG} ? 2000 : $ENV{VIBE_SHORT} ? 150 : 300;
 my $each = 20;
 my $long = $databases / 20;     # seconds for a whole pass
 

@@ -6,7 +6,8 @@
 # added.  So an answer with two generations is of no run, and what it lacks of
 # its generation must have been withdrawn.
 #
-# 20 runs and 2,000 reads by 16 clients; with VIBE_LONG=1 50 and 10,000.
+# 20 runs and 2,000 reads by 16 clients; with VIBE_LONG=1 50 and 10,000, with
+# VIBE_SHORT=1 8 and 500.
 
 use strict;
 use warnings;
@@ -24,8 +25,8 @@ use Vibe::Race qw(send_request answer_of);
 my $json = JSON::PP->new->utf8->canonical->allow_nonref;
 my $true = JSON::PP::true;
 
-my $runs = $ENV{VIBE_LONG} ? 50 : 20;
-my $reads = $ENV{VIBE_LONG} ? 10_000 : 2_000;
+my $runs = $ENV{VIBE_LONG} ? 50 : $ENV{VIBE_SHORT} ? 8 : 20;
+my $reads = $ENV{VIBE_LONG} ? 10_000 : $ENV{VIBE_SHORT} ? 500 : 2_000;
 my $clients = 16;
 my $page = 30;
 my $feed = '_global_posts';

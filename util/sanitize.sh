@@ -111,6 +111,9 @@ export TEST_NGINX_BINARY=$dir/objs/nginx
 export TEST_NGINX_TIMEOUT=${TEST_NGINX_TIMEOUT:-10}
 unset TEST_NGINX_LOAD_MODULES
 
+# All is slower: the longest tests do less of the same.
+export VIBE_SHORT=1
+
 status=0
 "$root/util/test.sh" "$@" || status=$?
 

@@ -59,7 +59,7 @@ export TEST_NGINX_RANDOMIZE=1 TMPDIR=$work
 [ $# -gt 0 ] || set -- -r t
 
 cd "$root"
-prove -It/lib "$@" </dev/null &
+prove --timer -It/lib "$@" </dev/null &
 prove_pid=$!
 
 status=0
